@@ -198,7 +198,7 @@ func pure() []string {
 		"sut", "sut/ladder", "sut/photos",
 		"targets/autoscale",
 		"workloads", "workloads/keys", "workloads/pace", "workloads/preset",
-		"results", "results/capacity", "results/table",
+		"results", "results/capacity", "results/table", "results/export",
 	}
 }
 

@@ -37,6 +37,7 @@ func dependencies() []dependency {
 			"github.com/jackc/pgx/v5", "PostgreSQL client and wire types",
 			[]string{"sut/store/...", "sut/sqlite/...", "sut/postgres/..."},
 		},
+		{"github.com/joshdk/go-junit", "tests: reads our JUnit files", nil},
 		{
 			"github.com/klauspost/compress", "gzip of text responses, skips small bodies; Zstandard traces",
 			[]string{"sut/node", "workloads/trace"},
@@ -52,8 +53,10 @@ func dependencies() []dependency {
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{
 			"github.com/prometheus/client_golang", "metrics of nodes and runs",
-			[]string{"sut/...", "targets/...", "results/live", "cmd/..."},
+			[]string{"sut/...", "targets/...", "results/live", "results/export", "cmd/..."},
 		},
+		{"github.com/prometheus/common", "writes OpenMetrics text", []string{"results/export"}},
+		{"github.com/prometheus/prometheus", "tests: parses our OpenMetrics text", nil},
 		{
 			"github.com/redis/go-redis/v9", "client of the caches and of the session host",
 			[]string{"sut/cache", "sut/redis", "sut/session"},
@@ -68,6 +71,10 @@ func dependencies() []dependency {
 		{
 			"golang.org/x/net", "rules for header names, and for the domains of cookies",
 			[]string{"workloads/file", "workloads/driver", "cmd/..."},
+		},
+		{
+			"golang.org/x/perf", "Go benchmark text, and the statistics of benchstat",
+			[]string{"results/export", "results/foreign", "results/compare"},
 		},
 		{"golang.org/x/sync", "groups of goroutines; the first error cancels the others", []string{"..."}},
 		{"golang.org/x/sys", "kernel interfaces that package syscall lacks", []string{"..."}},
