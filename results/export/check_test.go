@@ -17,7 +17,10 @@ import (
 
 func checks() []export.Check {
 	return []export.Check{
-		{Suite: "lb/read-heavy", Name: "p99", Outcome: export.Failed, Message: "+7.2 %, [4.1, 10.4]", Text: "a\nb", Seconds: 600},
+		{
+			Suite: "lb/read-heavy", Name: "p99", Outcome: export.Failed, Message: "+7.2 %, [4.1, 10.4]", Text: "a\nb",
+			Seconds: 600,
+		},
 		{Suite: "lb/read-heavy", Name: "p50", Outcome: export.Passed, Seconds: 12},
 		{Suite: "lb/write-heavy", Name: "p99", Outcome: export.Inconclusive, Message: "40 blocks\x00 were too few"},
 		{Suite: "lb/write-heavy", Name: "cpu", Outcome: export.Invalid, Message: "<client> & \x1b[31mserver\xff"},

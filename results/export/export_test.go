@@ -181,7 +181,8 @@ func decode(t *testing.T, text string, into any) {
 
 // Prometheus parses the text. It gets every valid figure in base units, and learns which group is not valid.
 func TestOpenMetrics(t *testing.T) {
-	parser := textparse.NewOpenMetricsParser([]byte(text(t, export.FormatOpenMetrics, sample(5e6))), labels.NewSymbolTable())
+	metrics := []byte(text(t, export.FormatOpenMetrics, sample(5e6)))
+	parser := textparse.NewOpenMetricsParser(metrics, labels.NewSymbolTable())
 	values := map[string]float64{}
 	for {
 		entry, err := parser.Next()
@@ -210,7 +211,7 @@ func TestOpenMetrics(t *testing.T) {
 		}
 	}
 	if len(values) != 2*8+3 {
-		t.Errorf("%d series, want those of eight figures of two valid cells, and the validity of three\n%v", len(values), values)
+		t.Errorf("%d series, want eight figures of two valid cells, and the validity of three\n%v", len(values), values)
 	}
 }
 

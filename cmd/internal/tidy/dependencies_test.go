@@ -64,7 +64,7 @@ func dependencies() []dependency {
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
 		{"github.com/spf13/pflag", "the flags of commands", []string{"cmd/..."}},
-		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta"}},
+		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta", "results/foreign"}},
 		{"github.com/vbauerster/mpb/v8", "the progress bar", []string{"results/live"}},
 		{"go.uber.org/goleak", "tests: find goroutines that outlive their test", nil},
 		{"golang.org/x/image", "scaling of photos", []string{"sut/imaging"}},
