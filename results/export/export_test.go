@@ -74,7 +74,8 @@ func text(t *testing.T, format export.Format, run results.Run) string {
 func TestBenchstat(t *testing.T) {
 	dir := t.TempDir()
 	for name, base := range map[string]int64{"old": 5e6, "new": 6e6} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text(t, export.FormatBench, sample(base))), 0o600); err != nil {
+		lines := text(t, export.FormatBench, sample(base))
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(lines), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
