@@ -25,7 +25,8 @@ import (
 // step returns a trusted step at the reference rate with this p99, in which one of a thousand requests failed.
 func step(p99 int64) results.Step {
 	l := results.Latency{
-		Count: 1000, P50: new(p99 / 10), P90: new(p99 / 5), P95: new(p99 / 2), P99: new(p99), Mean: new(p99 / 9), Max: new(3 * p99),
+		Count: 1000, P50: new(p99 / 10), P90: new(p99 / 5), P95: new(p99 / 2), P99: new(p99), Mean: new(p99 / 9),
+		Max: new(3 * p99),
 	}
 	return results.Step{
 		Purpose: "reference", OfferedRPS: 100, SentRPS: 100.5, Seconds: 10, ResponseNS: l, ResponseAll: l, ServiceNS: l,
