@@ -120,8 +120,8 @@ type Demand struct {
 // and at the peak. Each of them may be nil.
 func Demands(reference, near, peak *Step) map[string]Demand {
 	demands := map[string]Demand{}
-	atReference, atCapacity := reference.cpuPerRequest(), near.cpuPerRequest()
-	for role, seconds := range peak.cpuPerRequest() {
+	atReference, atCapacity := reference.CPUPerRequest(), near.CPUPerRequest()
+	for role, seconds := range peak.CPUPerRequest() {
 		d := Demand{AtReference: atReference[role], AtCapacity: atCapacity[role], AtPeak: seconds}
 		for _, h := range peak.Hosts {
 			ofTier := slices.ContainsFunc(peak.Nodes, func(n NodeUsage) bool { return n.Host == h.Host && n.Role == role })
@@ -145,8 +145,8 @@ func Peak(steps []Step) *Step {
 	return new(Join(parts))
 }
 
-// cpuPerRequest returns the CPU seconds of the nodes of each role per completed request; nil for no step.
-func (s *Step) cpuPerRequest() map[string]float64 {
+// CPUPerRequest returns the CPU seconds of the nodes of each role per completed request; nil for no step.
+func (s *Step) CPUPerRequest() map[string]float64 {
 	if s == nil {
 		return nil
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/rundir"
-	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
@@ -67,7 +66,7 @@ not keep up. If nothing connects for 5 s, the attack ends early.`,
 func (o *attackOptions) flags(cmd *cobra.Command) {
 	o.aim.flags(cmd)
 	replayFlags(cmd, &o.replay)
-	o.output.flags(cmd)
+	o.output.runFlags(cmd)
 	f := cmd.Flags()
 	shapeFlag(cmd, &o.schedule)
 	f.StringVar(&o.driver, "driver", "vegeta", "load driver: vegeta")
@@ -329,7 +328,7 @@ func (o attackOptions) conclude(
 	c.LimitedBy, c.Limit = "unknown", results.Limit{By: "unknown", Figure: "no limit was looked for"}
 	f.run.Complete = ctx.Err() == nil && !gaveUp
 	err := f.dir.WriteSummary(f.run)
-	err = errors.Join(err, o.output.run(s, f.run, append(table.Attack(step, c.SLO), table.Traces(c.Trace)...)...))
+	err = errors.Join(err, o.output.run(s, f.run))
 	finish(s, f.dir, o.out, f.run.Complete)
 	return errors.Join(attackVerdict(ctx, step, d, gaveUp), err)
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/live"
-	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
 )
@@ -45,7 +44,7 @@ measurement is invalid.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
 	}
 	o.aim.flags(cmd)
-	o.output.flags(cmd)
+	o.output.runFlags(cmd)
 	f := cmd.Flags()
 	f.BoolVar(&o.quick, "quick", false, "coarse results: one visit with short steps")
 	f.BoolVar(&o.full, "full", false, "five times as many visits, for a narrow interval")
@@ -139,7 +138,7 @@ func (o capacityOptions) run(ctx context.Context, s streams) error {
 	if err = errors.Join(err, closeFiles()); len(run.Cells) == 0 {
 		return err
 	}
-	err = errors.Join(err, o.output.run(s, run, table.Ladder(run)))
+	err = errors.Join(err, o.output.run(s, run))
 	finish(s, dir, o.out, run.Complete)
 	return errors.Join(err, capacityVerdict(ctx, run.Cells[0]))
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/export"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
@@ -30,18 +31,30 @@ type outputFlags struct {
 }
 
 // flags adds --format, --csv-dir and --wide. An unknown format is a usage error before the command runs.
-func (o *outputFlags) flags(cmd *cobra.Command) {
+func (o *outputFlags) flags(cmd *cobra.Command) { o.flagsWith(cmd) }
+
+// runFlags is flags for a command that prints a run: it also writes the formats of other tools.
+func (o *outputFlags) runFlags(cmd *cobra.Command) {
+	more := []string{formatGitHub}
+	for _, f := range export.Formats() {
+		more = append(more, string(f))
+	}
+	o.flagsWith(cmd, more...)
+}
+
+func (o *outputFlags) flagsWith(cmd *cobra.Command, more ...string) {
 	var names []string
 	for _, f := range table.Formats() {
 		names = append(names, string(f))
 	}
+	names = append(names, more...)
 	cmd.Flags().StringVar(&o.format, "format", string(table.FormatText), "output format: "+strings.Join(names, ", "))
 	cmd.Flags().StringVar(&o.csvDir, "csv-dir", "", "also write every table to this directory, each as TITLE.csv")
 	cmd.Flags().BoolVar(&o.wide, "wide", false, "do not fit tables to the terminal, or to 100 columns")
 	must(cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if _, err := table.ParseFormat(o.format); err != nil {
-			return exit.Usage(err)
+		if !slices.Contains(names, o.format) {
+			return exit.Usagef("unknown format %q: want one of %s", o.format, strings.Join(names, ", "))
 		}
 		return o.makeCSVDir()
 	}
@@ -81,12 +94,55 @@ func (o outputFlags) print(s streams, tables ...table.Table) error {
 	return errors.Join(table.Render(s.out, style, tables...), err)
 }
 
-// run writes a run: as JSON its summary, and otherwise tables.
-func (o outputFlags) run(s streams, r results.Run, tables ...table.Table) error {
-	if table.Format(o.format) == table.FormatJSON {
+// run writes a run: as JSON its summary, in a format of another tool its figures, and otherwise its tables.
+func (o outputFlags) run(s streams, r results.Run) error {
+	tables := table.Run(r)
+	switch {
+	case o.format == string(table.FormatJSON):
 		return errors.Join(rundir.EncodeSummary(s.out, r), o.files(tables))
+	case o.format == formatGitHub:
+		var details bytes.Buffer
+		err := table.Render(&details, table.Style{Format: table.FormatMarkdown}, tables...)
+		return errors.Join(err, s.gitHub("stagebench "+r.Run, export.Checks(r), details.String()), o.files(tables))
+	case slices.Contains(export.Formats(), export.Format(o.format)):
+		doubtful := slices.DeleteFunc(slices.Clone(r.Cells), func(c results.Cell) bool { return c.Valid })
+		if len(doubtful) > 0 {
+			_, _ = fmt.Fprintf(s.err, "%d of %d cells are not valid\n", len(doubtful), len(r.Cells))
+		}
+		err := export.Write(s.out, export.Format(o.format), r)
+		switch {
+		case errors.Is(err, export.ErrNothing):
+			err = exit.Invalidf("%w\nsee the tables of the run: stagebench show RUN", err)
+		case errors.Is(err, export.ErrManyCells):
+			err = exit.Usagef("%w\nchoose a cell of it: stagebench show RUN --stage lb --workload read-heavy", err)
+		}
+		return errors.Join(err, o.files(tables))
 	}
 	return o.print(s, tables...)
+}
+
+// formatGitHub is the format of a step of GitHub Actions.
+const formatGitHub = "github"
+
+// gitHub prints an annotation for each check that did not pass, and appends a summary with the details, which are
+// Markdown, to the file that GITHUB_STEP_SUMMARY names. Without that variable it prints the summary.
+func (s streams) gitHub(title string, checks []export.Check, details string) error {
+	if err := export.Annotations(s.out, checks...); err != nil {
+		return err
+	}
+	path := os.Getenv("GITHUB_STEP_SUMMARY")
+	if path == "" {
+		return export.StepSummary(s.out, export.SummaryLimit, title, checks, details)
+	}
+	file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("GITHUB_STEP_SUMMARY: %w\nname a file that can be written, or unset the variable", err)
+	}
+	room := export.SummaryLimit
+	if info, err := file.Stat(); err == nil {
+		room -= int(info.Size())
+	}
+	return errors.Join(export.StepSummary(file, room, title, checks, details), file.Close())
 }
 
 // files writes each table to a file of its own, if that was requested.

@@ -116,7 +116,8 @@ another signal.`,
 	for _, command := range []*cobra.Command{
 		runCommand(s), scorecardCommand(s), sizingCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s),
 		resumeCommand(s), scaleCommand(s), setCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s),
-		attackCommand(s), capacityCommand(s), compareCommand(s), gateCommand(s), listCommand(s), doctorCommand(s),
+		attackCommand(s), capacityCommand(s), showCommand(s), compareCommand(s), gateCommand(s), listCommand(s),
+		doctorCommand(s),
 		nodeCommand(s), freezerCommand(s),
 	} {
 		if command.Args == nil {

@@ -19,7 +19,6 @@ import (
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/rundir"
-	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/faults"
@@ -83,7 +82,7 @@ timeline.csv.`,
 	}
 	o.flags(cmd)
 	replayFlags(cmd, &o.replay)
-	o.output.flags(cmd)
+	o.output.runFlags(cmd)
 	completeFlags(cmd)
 	return cmd
 }
@@ -143,7 +142,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if dir == nil {
 		return err
 	}
-	return errors.Join(err, o.conclude(s, j, dir, run))
+	return errors.Join(err, o.conclude(s, dir, run))
 }
 
 // measure measures cells. If it returns a directory, the run has what was measured, also with an error.
@@ -463,18 +462,8 @@ func inOneLine(c results.Cell) string {
 }
 
 // conclude prints the tables and returns an error for failed cells, or with --strict for invalid ones.
-func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run) error {
-	tables := []table.Table{table.Ladder(run)}
-	if demand := table.Demand(run); len(demand.Rows) > 0 {
-		tables = append(tables, demand)
-	}
-	for _, l := range j.loads {
-		tables = append(tables, table.Traces(l.Trace)...)
-	}
-	if j.fixed != nil {
-		tables = append(tables, table.Faults(run)...)
-	}
-	err := o.output.run(s, run, tables...)
+func (o runOptions) conclude(s streams, dir *rundir.Dir, run results.Run) error {
+	err := o.output.run(s, run)
 	finish(s, dir, o.out, run.Complete)
 	var failed, invalid int
 	for _, c := range run.Cells {

@@ -24,6 +24,7 @@ type Run struct {
 	results.Run
 	Manifest results.Manifest
 	Name     string // as the user wrote it; "" = the id
+	Tool     string // that measured it; "" = stagebench
 }
 
 // Comparison is the result of Compare.
@@ -32,6 +33,8 @@ type Comparison struct {
 	Complete    []bool   // by run
 	Rows        []Row
 	Differences []Difference
+	// Service says that the latencies are service times, because a run has no response times: another tool measured it.
+	Service bool
 }
 
 // Row is one configuration and workload in every run.
@@ -40,7 +43,7 @@ type Row struct {
 	Knobs           string          // knobs that are not equal in all cells, "name=value ..."
 	Cells           []*results.Cell // by run; nil = the run has no such cell
 	Capacity        []Ratio         // by run, relative to the base; the first is the base itself
-	P50, P99        []Ratio         // the same for response times at the reference rate
+	P50, P95, P99   []Ratio         // the same for response times at the reference rate, or for service times
 }
 
 // Verdict is the conclusion from a ratio.
@@ -73,21 +76,51 @@ func Compare(runs []Run) Comparison {
 		c.Runs = append(c.Runs, cmp.Or(r.Name, r.Manifest.Run))
 		c.Complete = append(c.Complete, r.Complete)
 	}
-	c.Differences = differences(runs)
+	if !slices.ContainsFunc(runs, func(r Run) bool { return r.Tool != "" }) { // files of other tools have no manifest
+		c.Differences = differences(runs)
+	}
+	c.Service = slices.ContainsFunc(runs, withoutResponse)
 	for _, row := range align(runs, variedKnobs(runs)) {
 		base := row.Cells[0]
-		p50 := func(l results.Latency) *int64 { return l.P50 }
-		p99 := func(l results.Latency) *int64 { return l.P99 }
 		row.Capacity = []Ratio{itself(base != nil && base.Searched() && base.CapacityRPS > 0)}
-		row.P50, row.P99 = []Ratio{itself(percentile(base, p50) != nil)}, []Ratio{itself(percentile(base, p99) != nil)}
 		for _, cell := range row.Cells[1:] {
 			row.Capacity = append(row.Capacity, capacity(base, cell))
-			row.P50 = append(row.P50, latency(base, cell, p50))
-			row.P99 = append(row.P99, latency(base, cell, p99))
+		}
+		for _, p := range []struct {
+			ratios *[]Ratio
+			of     func(results.Latency) *int64
+		}{
+			{&row.P50, func(l results.Latency) *int64 { return l.P50 }},
+			{&row.P95, func(l results.Latency) *int64 { return l.P95 }},
+			{&row.P99, func(l results.Latency) *int64 { return l.P99 }},
+		} {
+			of := func(cell *results.Cell) *int64 { return p.of(c.Latency(cell)) }
+			*p.ratios = []Ratio{itself(of(base) != nil)}
+			for _, cell := range row.Cells[1:] {
+				*p.ratios = append(*p.ratios, latency(base, cell, of))
+			}
 		}
 		c.Rows = append(c.Rows, row)
 	}
 	return c
+}
+
+// withoutResponse reports whether a run has service times only.
+func withoutResponse(r Run) bool {
+	return r.Tool != "" && slices.ContainsFunc(r.Cells, func(c results.Cell) bool {
+		return c.Reference != nil && c.Reference.ResponseAll.Count == 0
+	})
+}
+
+// Latency returns the compared distribution of a cell at the reference rate; empty for a cell without one.
+func (c Comparison) Latency(cell *results.Cell) results.Latency {
+	switch {
+	case cell == nil || cell.Reference == nil:
+		return results.Latency{}
+	case c.Service:
+		return cell.Reference.ServiceNS
+	}
+	return cell.Reference.ResponseAll
 }
 
 // itself returns the ratio of the base to itself: 1 if it has the figure.
@@ -98,25 +131,24 @@ func itself(has bool) Ratio {
 	return Ratio{Value: 1, Verdict: Base}
 }
 
-// percentile returns a percentile at the reference rate, nil if the cell has none.
-func percentile(cell *results.Cell, of func(results.Latency) *int64) *int64 {
-	if cell == nil || cell.Reference == nil {
-		return nil
-	}
-	return of(cell.Reference.ResponseAll)
-}
-
 // align puts equal cells of all runs into one row. Cells are equal if they have
 // the same stage, workload and knobs. A knob with one value within each run is
-// ignored: the comparison of two runs that differ in it is the purpose.
+// ignored: the comparison of two runs that differ in it is the purpose. A run of another
+// tool has one cell, whose workload is not known. It shares a row with the only cell of
+// each other run.
 func align(runs []Run, varied []string) []Row {
 	type key struct{ stage, workload, variant, knobs string }
 	var rows []Row
 	places := map[key]int{}
+	alone := slices.ContainsFunc(runs, func(r Run) bool { return r.Tool != "" }) &&
+		!slices.ContainsFunc(runs, func(r Run) bool { return len(r.Cells) != 1 })
 	for i, run := range runs {
 		for j := range run.Cells {
 			cell := &run.Cells[j]
 			k := key{cell.Stage, cell.Workload, cell.Variant, distinctKnobs(run, cell)}
+			if alone {
+				k = key{}
+			}
 			place, known := places[k]
 			if !known {
 				place = len(rows)
@@ -214,12 +246,12 @@ func capacity(base, cell *results.Cell) Ratio {
 	switch {
 	case !ok:
 		return Ratio{Verdict: NotCompared, Why: why}
-	case base.SLO != cell.SLO:
-		return Ratio{Verdict: NotCompared, Why: "another objective: " + base.SLO + " and " + cell.SLO}
 	case !base.Searched() || base.CapacityRPS == 0:
 		return Ratio{Verdict: NotCompared, Why: "the base has no capacity"}
 	case !cell.Searched():
 		return Ratio{Verdict: NotCompared, Why: "the run did not search for a capacity"}
+	case base.SLO != cell.SLO:
+		return Ratio{Verdict: NotCompared, Why: "another objective: " + base.SLO + " and " + cell.SLO}
 	}
 	if !base.HasInterval() || !cell.HasInterval() {
 		return Ratio{Verdict: NotCompared, Why: joined(why, "one of the capacities has no interval: "+
@@ -248,24 +280,29 @@ func capacity(base, cell *results.Cell) Ratio {
 func both(a, b float64) float64 { return math.Exp(math.Hypot(math.Log(a), math.Log(b))) }
 
 // latency compares a percentile at the reference rate.
-func latency(base, cell *results.Cell, of func(results.Latency) *int64) Ratio {
+func latency(base, cell *results.Cell, of func(*results.Cell) *int64) Ratio {
 	why, ok := comparable(base, cell)
 	switch {
 	case !ok:
 		return Ratio{Verdict: NotCompared, Why: why}
 	case base.Reference == nil || cell.Reference == nil:
 		return Ratio{Verdict: NotCompared, Why: "not measured at a reference rate"}
-	case math.Abs(base.Reference.OfferedRPS-cell.Reference.OfferedRPS) > 0.001*base.Reference.OfferedRPS:
-		return Ratio{Verdict: NotCompared, Why: fmt.Sprintf("measured at %.0f/s and %.0f/s: "+
-			"latencies at different rates cannot be compared", base.Reference.OfferedRPS, cell.Reference.OfferedRPS)}
 	}
-	b, c := percentile(base, of), percentile(cell, of)
-	if b == nil || c == nil || *b == 0 {
-		return Ratio{Verdict: NotCompared, Why: "the percentile has too few samples beyond it, " +
+	b, c := base.Reference, cell.Reference
+	switch offered := b.OfferedRPS > 0 && c.OfferedRPS > 0; {
+	case offered && math.Abs(b.OfferedRPS-c.OfferedRPS) > 0.001*b.OfferedRPS:
+		return Ratio{Verdict: NotCompared, Why: fmt.Sprintf("measured at %.0f/s and %.0f/s: "+
+			"latencies at different rates cannot be compared", b.OfferedRPS, c.OfferedRPS)}
+	case !offered && math.Abs(b.SentRPS-c.SentRPS) > 0.02*b.SentRPS: // other tools do not say what they offered
+		why = joined(why, fmt.Sprintf("sent at different rates, %.0f/s and %.0f/s", b.SentRPS, c.SentRPS))
+	}
+	from, to := of(base), of(cell)
+	if from == nil || to == nil || *from == 0 {
+		return Ratio{Verdict: NotCompared, Why: "a run does not have the percentile, it has too few samples beyond it, " +
 			"or its value is that of a failed request"}
 	}
 	why = joined(why, "no interval: it comes from one joined measurement per run")
-	return Ratio{Value: float64(*c) / float64(*b), Verdict: NotJudged, Why: why}
+	return Ratio{Value: float64(*to) / float64(*from), Verdict: NotJudged, Why: why}
 }
 
 func joined(parts ...string) string {

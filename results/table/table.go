@@ -17,7 +17,7 @@
 //
 // Text fits the width of a terminal. A table for machines may be several for people: each column belongs to a part.
 //
-//	err := table.Render(os.Stdout, table.Style{Format: table.FormatText, Width: 100}, table.Ladder(run))
+//	err := table.Render(os.Stdout, table.Style{Format: table.FormatText, Width: 100}, table.Run(run)...)
 package table
 
 import (
@@ -25,6 +25,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/stagebench/stagebench/results"
 )
 
 // Format is an output format of a table.
@@ -40,18 +42,6 @@ const (
 
 // Formats lists the formats as users name them.
 func Formats() []Format { return []Format{FormatText, FormatMarkdown, FormatCSV, FormatJSON} }
-
-// ParseFormat returns the format with this name. An error is a usage error.
-func ParseFormat(name string) (Format, error) {
-	if f := Format(name); slices.Contains(Formats(), f) {
-		return f, nil
-	}
-	var names []string
-	for _, f := range Formats() {
-		names = append(names, string(f))
-	}
-	return "", fmt.Errorf("unknown format %q: want one of %s", name, strings.Join(names, ", "))
-}
 
 // Table is rows of cells under columns, with a legend and notes.
 type Table struct {
@@ -183,6 +173,32 @@ type Cell struct {
 func (c Cell) With(notes ...string) Cell {
 	c.Notes = append(slices.Clone(c.Notes), notes...)
 	return c
+}
+
+// Run returns the tables of a run: those of Attack if it was an attack, and otherwise the ladder. Further tables show
+// what the cells have: demand of the tiers, traces, and what happened while faults were injected.
+func Run(run results.Run) []Table {
+	if len(run.Cells) == 1 && len(run.Cells[0].Steps) == 1 && run.Cells[0].Steps[0].Purpose == "attack" {
+		c := run.Cells[0]
+		return append(Attack(c.Steps[0], c.SLO), Traces(c.Trace)...)
+	}
+	tables := []Table{Ladder(run)}
+	if demand := Demand(run); len(demand.Rows) > 0 {
+		tables = append(tables, demand)
+	}
+	var workloads []string // of the traces: all stages replay the same ones
+	fixed := false
+	for _, c := range run.Cells {
+		if !slices.Contains(workloads, c.Workload) {
+			workloads = append(workloads, c.Workload)
+			tables = append(tables, Traces(c.Trace)...)
+		}
+		fixed = fixed || c.CapacityMethod == results.MethodFixed
+	}
+	if fixed {
+		tables = append(tables, Faults(run)...)
+	}
+	return tables
 }
 
 // Render writes tables with an empty line between them. In JSON a table is an object with title, rows and notes; each

@@ -15,18 +15,6 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-func TestParseFormat(t *testing.T) {
-	for _, f := range Formats() {
-		if got, err := ParseFormat(string(f)); got != f || err != nil {
-			t.Errorf("%s became %s, %v", f, got, err)
-		}
-	}
-	want := `unknown format "xml": want one of table, markdown, csv, json`
-	if _, err := ParseFormat("xml"); err == nil || err.Error() != want {
-		t.Errorf("got %v, want %s", err, want)
-	}
-}
-
 func TestMilliseconds(t *testing.T) {
 	for ns, want := range map[int64]string{
 		0: "0", 1: "0.00000100", 12_345: "0.0123", 999_500: "1.00", 1_000_000: "1.00", 9_996_000: "10.0",

@@ -22,6 +22,11 @@ func arrows() []arrow {
 		{"results", nil, "the vocabulary of results is pure data"},
 		{"results/...", []string{"results"}, "statistics do not render, and renderers compute no statistics"},
 		{
+			"results/foreign",
+			[]string{"results", "results/hdr", "results/compare"},
+			"turns files of other tools into runs and series, with histograms of the latencies of vegeta",
+		},
+		{
 			"results/scorecard",
 			[]string{"results", "results/capacity", "internal/nesting"},
 			"computes from cells, with ratios of capacities, and from a file of prices",
@@ -198,7 +203,7 @@ func pure() []string {
 		"sut", "sut/ladder", "sut/photos",
 		"targets/autoscale",
 		"workloads", "workloads/keys", "workloads/pace", "workloads/preset",
-		"results", "results/capacity", "results/gate", "results/table",
+		"results", "results/capacity", "results/gate", "results/table", "results/export",
 	}
 }
 

@@ -37,6 +37,7 @@ func dependencies() []dependency {
 			"github.com/jackc/pgx/v5", "PostgreSQL client and wire types",
 			[]string{"sut/store/...", "sut/sqlite/...", "sut/postgres/..."},
 		},
+		{"github.com/joshdk/go-junit", "tests: reads our JUnit files", nil},
 		{
 			"github.com/klauspost/compress", "gzip of text responses, skips small bodies; Zstandard traces",
 			[]string{"sut/node", "workloads/trace"},
@@ -52,8 +53,10 @@ func dependencies() []dependency {
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{
 			"github.com/prometheus/client_golang", "metrics of nodes and runs",
-			[]string{"sut/...", "targets/...", "results/live", "cmd/..."},
+			[]string{"sut/...", "targets/...", "results/live", "results/export", "cmd/..."},
 		},
+		{"github.com/prometheus/common", "writes OpenMetrics text", []string{"results/export"}},
+		{"github.com/prometheus/prometheus", "tests: parses our OpenMetrics text", nil},
 		{
 			"github.com/redis/go-redis/v9", "client of the caches and of the session host",
 			[]string{"sut/cache", "sut/redis", "sut/session"},
@@ -61,13 +64,17 @@ func dependencies() []dependency {
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
 		{"github.com/spf13/pflag", "the flags of commands", []string{"cmd/..."}},
-		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta"}},
+		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta", "results/foreign"}},
 		{"github.com/vbauerster/mpb/v8", "the progress bar", []string{"results/live"}},
 		{"go.uber.org/goleak", "tests: find goroutines that outlive their test", nil},
 		{"golang.org/x/image", "scaling of photos", []string{"sut/imaging"}},
 		{
 			"golang.org/x/net", "rules for header names, and for the domains of cookies",
 			[]string{"workloads/file", "workloads/driver", "cmd/..."},
+		},
+		{
+			"golang.org/x/perf", "Go benchmark text, and the statistics of benchstat",
+			[]string{"results/export", "results/foreign", "results/compare"},
 		},
 		{"golang.org/x/sync", "groups of goroutines; the first error cancels the others", []string{"..."}},
 		{"golang.org/x/sys", "kernel interfaces that package syscall lacks", []string{"..."}},
