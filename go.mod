@@ -27,6 +27,7 @@ require (
 	golang.org/x/sys v0.49.0 // kernel interfaces that package syscall lacks
 	golang.org/x/term v0.47.0 // detects whether standard error is a terminal
 	gonum.org/v1/gonum v0.16.0 // quantiles of Student's t distribution
+	pgregory.net/changepoint v1.0.0 // candidates of change points: ED-PELT
 	zombiezen.com/go/sqlite v1.4.2 // SQLite without cgo, with sessions
 )
 

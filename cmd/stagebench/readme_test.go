@@ -51,7 +51,8 @@ func examples(t *testing.T) (all []example) {
 
 // slow reports whether an example takes minutes, or needs the run of one that does.
 func (e example) slow() bool {
-	return slices.Contains([]string{"run", "scorecard", "sizing", "capacity", "compare"}, strings.Fields(e.line)[1])
+	slow := []string{"run", "scorecard", "sizing", "capacity", "compare", "history"}
+	return slices.Contains(slow, strings.Fields(e.line)[1])
 }
 
 // Every example of README.md runs as printed. Those that take minutes run in TestSlowExamplesOfReadme.

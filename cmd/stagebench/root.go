@@ -67,8 +67,8 @@ the classic scaling ladder. It sends open-loop load, measures every response fro
 the intended time of its request, and shows the capacity and latency of each stage.
 
 Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid;
-4 the objective was missed, or nothing succeeded; 130 interrupted by Ctrl-C,
-or 128 plus the number of another signal.`,
+4 the objective was missed, nothing succeeded, or a figure of the history is worse;
+130 interrupted by Ctrl-C, or 128 plus the number of another signal.`,
 		Version: rundir.Version(),
 		Example: `  stagebench run                       # the ladder: every stage, two workloads
   stagebench run --quick               # the same from short steps, with coarse results
@@ -116,7 +116,7 @@ or 128 plus the number of another signal.`,
 		runCommand(s), scorecardCommand(s), sizingCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s),
 		resumeCommand(s), scaleCommand(s), setCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s),
 		attackCommand(s), capacityCommand(s), compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s),
-		freezerCommand(s),
+		freezerCommand(s), historyCommand(s),
 	} {
 		if command.Args == nil {
 			command.Args = noArgs

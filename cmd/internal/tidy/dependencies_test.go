@@ -73,6 +73,7 @@ func dependencies() []dependency {
 		{"golang.org/x/sys", "kernel interfaces that package syscall lacks", []string{"..."}},
 		{"golang.org/x/term", "detects whether standard error is a terminal", []string{"cmd/..."}},
 		{"gonum.org/v1/gonum", "quantiles of Student's t distribution", []string{"results/capacity"}},
+		{"pgregory.net/changepoint", "candidates of change points: ED-PELT", []string{"results/trend"}},
 		{"zombiezen.com/go/sqlite", "SQLite without cgo, with sessions", []string{"sut/sqlite/..."}},
 	}
 }
