@@ -94,6 +94,7 @@ func TestAdd(t *testing.T) {
 // Lines of concurrent processes are all kept, and none is broken when processes are killed at any moment.
 func TestConcurrentAndKilled(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
+	before := 0 // runs that a reader has seen: none of them may go
 	for range 8 {
 		var all [3]*exec.Cmd
 		for i := range all {
@@ -104,19 +105,18 @@ func TestConcurrentAndKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		before := count(t, file)
-		end := time.Now().Add(time.Minute)
-		for count(t, file) < before+3 && time.Now().Before(end) {
+		want, end := before+3, time.Now().Add(time.Minute)
+		for before < want && time.Now().Before(end) {
+			before = noFewer(t, file, before)
 		}
 		for _, cmd := range all {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
 		}
-		if count(t, file) < before+3 {
-			t.Fatal("the processes added no line within a minute")
+		if before = noFewer(t, file, before); before < want {
+			t.Fatal("the processes added too few lines within a minute")
 		}
 	}
-	before := count(t, file)
 	var group sync.WaitGroup
 	for i := range 20 {
 		group.Go(func() {
@@ -126,7 +126,7 @@ func TestConcurrentAndKilled(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if got := count(t, file); got != before+20 {
+	if got := noFewer(t, file, before); got != before+20 {
 		t.Errorf("%d runs, want %d", got, before+20)
 	}
 	entries, err := os.ReadDir(filepath.Dir(file))
@@ -135,12 +135,15 @@ func TestConcurrentAndKilled(t *testing.T) {
 	}
 }
 
-// count returns the number of runs of a file, which must be whole.
-func count(t *testing.T, file string) int {
+// noFewer returns the number of runs of a file, which must be whole and have at least as many runs as before.
+func noFewer(t *testing.T, file string, before int) int {
 	t.Helper()
 	records, err := lines.Read(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
+	}
+	if len(records) < before {
+		t.Fatalf("%d runs, and there were %d", len(records), before)
 	}
 	return len(records)
 }
