@@ -49,8 +49,8 @@ func TestStep(t *testing.T) {
 	}
 }
 
-// Of 200 stable series of 100 runs, at most 2 have a change point, and of 1,000 series of 200 runs at most 5. Without the
-// test of the whole series it would be 11.
+// Of 200 stable series of 100 runs, at most 2 have a change point, and of 1,000 series of 200 runs at most 5. It would
+// be 11 without the test of the whole series.
 func TestNoise(t *testing.T) {
 	for _, test := range []struct{ series, runs, most int }{{200, 100, 2}, {1000, 200, 5}} {
 		found := 0
