@@ -31,6 +31,7 @@ require (
 	golang.org/x/sys v0.49.0 // kernel interfaces that package syscall lacks
 	golang.org/x/term v0.47.0 // detects whether standard error is a terminal
 	gonum.org/v1/gonum v0.16.0 // Student's t distribution, for intervals and tests
+	pgregory.net/changepoint v1.0.0 // candidates of change points: ED-PELT
 	zombiezen.com/go/sqlite v1.4.2 // SQLite without cgo, with sessions
 )
 

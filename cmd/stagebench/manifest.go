@@ -8,6 +8,7 @@ import (
 
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/rundir"
+	"github.com/stagebench/stagebench/sut"
 )
 
 // ownBinary is the running binary, even after its file was replaced.
@@ -51,4 +52,21 @@ func finish(s streams, dir *rundir.Dir, out string, complete bool) {
 		_ = dir.PointLatest() // the link is optional: the path is printed
 	}
 	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())
+}
+
+// knobsOfAll returns the effective knobs by name: one value if all stages have the
+// same, otherwise a map of values by stage.
+func knobsOfAll(topologies []sut.Topology) map[string]any {
+	all := map[string]any{}
+	for name, value := range topologies[0].Knobs {
+		all[name] = value
+		byStage := map[string]string{}
+		for _, t := range topologies {
+			byStage[string(t.Stage)] = t.Knobs[name]
+			if t.Knobs[name] != value {
+				all[name] = byStage
+			}
+		}
+	}
+	return all
 }

@@ -51,7 +51,7 @@ func examples(t *testing.T) (all []example) {
 
 // slow reports whether an example takes minutes, or needs the run of one that does.
 func (e example) slow() bool {
-	slow := []string{"run", "scorecard", "sizing", "capacity", "show", "compare"}
+	slow := []string{"run", "scorecard", "sizing", "capacity", "show", "compare", "gate", "history"}
 	return slices.Contains(slow, strings.Fields(e.line)[1])
 }
 

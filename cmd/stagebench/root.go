@@ -67,9 +67,9 @@ the classic scaling ladder. It sends open-loop load, measures every response fro
 the intended time of its request, and shows the capacity and latency of each stage.
 
 Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid;
-4 the objective was missed, nothing succeeded, or a gate found a regression;
-5 a gate was inconclusive; 130 interrupted by Ctrl-C, or 128 plus the number of
-another signal.`,
+4 the objective was missed, nothing succeeded, a gate found a regression, or a
+figure of the history is worse; 5 a gate was inconclusive; 130 interrupted by
+Ctrl-C, or 128 plus the number of another signal.`,
 		Version: rundir.Version(),
 		Example: `  stagebench run                       # the ladder: every stage, two workloads
   stagebench run --quick               # the same from short steps, with coarse results
@@ -116,9 +116,8 @@ another signal.`,
 	for _, command := range []*cobra.Command{
 		runCommand(s), scorecardCommand(s), sizingCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s),
 		resumeCommand(s), scaleCommand(s), setCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s),
-		attackCommand(s), capacityCommand(s), showCommand(s), compareCommand(s), gateCommand(s), listCommand(s),
-		doctorCommand(s),
-		nodeCommand(s), freezerCommand(s),
+		attackCommand(s), capacityCommand(s), showCommand(s), compareCommand(s), gateCommand(s), historyCommand(s),
+		listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
 	} {
 		if command.Args == nil {
 			command.Args = noArgs

@@ -22,6 +22,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/faults"
+	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
 )
@@ -384,6 +385,9 @@ func (o runOptions) open(s streams, j job, up launcher) (*rundir.Dir, results.Ma
 		m.Config["rate_rps"], m.Config["duration"] = j.fixed.RPS, j.fixed.Duration.String()
 		m.Config["faults"] = j.fixed.Faults.Texts()
 	}
+	for _, l := range j.loads {
+		m.Digests["workload."+l.Workload.Name()] = workloads.Hash(l.Workload, 0, hashedOps)
+	}
 	for _, t := range j.topologies {
 		m.Digests[string(t.Stage)] = t.Digest()
 		for role, engine := range ladder.Engines(t) {
@@ -392,23 +396,6 @@ func (o runOptions) open(s streams, j job, up launcher) (*rundir.Dir, results.Ma
 	}
 	dir, err := createRun(o.out, m)
 	return dir, m, err
-}
-
-// knobsOfAll returns the effective knobs by name: one value if all stages have the
-// same, otherwise a map of values by stage.
-func knobsOfAll(topologies []sut.Topology) map[string]any {
-	all := map[string]any{}
-	for name, value := range topologies[0].Knobs {
-		all[name] = value
-		byStage := map[string]string{}
-		for _, t := range topologies {
-			byStage[string(t.Stage)] = t.Knobs[name]
-			if t.Knobs[name] != value {
-				all[name] = byStage
-			}
-		}
-	}
-	return all
 }
 
 // measureCells measures all cells. It writes the summary after each visit, so that a killed run keeps its figures.

@@ -36,6 +36,7 @@ func arrows() []arrow {
 			[]string{"results", "results/scorecard"},
 			"renders cells, and the scorecards that were computed from them",
 		},
+		{"results/trend/lines", []string{"results/trend"}, "keeps the records of runs in a file"},
 
 		{"cmd/stagebench", []string{"..."}, "the program connects all packages"},
 		{"cmd/internal/cell", []string{"..."}, "measures one cell: it starts a system and sends load to it"},
@@ -203,7 +204,7 @@ func pure() []string {
 		"sut", "sut/ladder", "sut/photos",
 		"targets/autoscale",
 		"workloads", "workloads/keys", "workloads/pace", "workloads/preset",
-		"results", "results/capacity", "results/gate", "results/table", "results/export",
+		"results", "results/capacity", "results/gate", "results/table", "results/export", "results/trend",
 	}
 }
 

@@ -83,6 +83,7 @@ func dependencies() []dependency {
 			"gonum.org/v1/gonum", "Student's t distribution, for intervals and tests",
 			[]string{"results/capacity", "results/gate"},
 		},
+		{"pgregory.net/changepoint", "candidates of change points: ED-PELT", []string{"results/trend"}},
 		{"zombiezen.com/go/sqlite", "SQLite without cgo, with sessions", []string{"sut/sqlite/..."}},
 	}
 }
