@@ -6,7 +6,7 @@ require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0 // latency histograms that merge exactly, and their log format
 	github.com/bradfitz/gomemcache v0.0.0-20260422231931-4d751bb6e37c // client of memcached
 	github.com/dunglas/httpsfv v1.1.2 // header fields of caches that are Structured Fields (RFC 9651)
-	github.com/goccy/go-yaml v1.19.2 // workload, fault and price files; errors name line and column
+	github.com/goccy/go-yaml v1.19.2 // workload, fault, price and matrix files; errors name line and column
 	github.com/google/go-cmp v0.7.0 // tests: readable differences
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types
 	github.com/klauspost/compress v1.20.3 // gzip of text responses, skips small bodies; Zstandard traces

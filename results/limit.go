@@ -145,6 +145,14 @@ func Peak(steps []Step) *Step {
 	return new(Join(parts))
 }
 
+// CPUPerRequest returns the CPU seconds of all nodes per completed request; 0 = unknown.
+func (s *Step) CPUPerRequest() (sum float64) {
+	for _, seconds := range s.cpuPerRequest() {
+		sum += seconds
+	}
+	return sum
+}
+
 // cpuPerRequest returns the CPU seconds of the nodes of each role per completed request; nil for no step.
 func (s *Step) cpuPerRequest() map[string]float64 {
 	if s == nil {

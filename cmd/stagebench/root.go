@@ -116,7 +116,7 @@ or 128 plus the number of another signal.`,
 		runCommand(s), scorecardCommand(s), sizingCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s),
 		resumeCommand(s), scaleCommand(s), setCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s),
 		attackCommand(s), capacityCommand(s), compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s),
-		freezerCommand(s),
+		freezerCommand(s), matrixCommand(s), targetCommand(s),
 	} {
 		if command.Args == nil {
 			command.Args = noArgs

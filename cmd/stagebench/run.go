@@ -476,25 +476,8 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 	}
 	err := o.output.run(s, run, tables...)
 	finish(s, dir, o.out, run.Complete)
-	var failed, invalid int
-	for _, c := range run.Cells {
-		switch {
-		case c.Error != "":
-			failed++
-		case !c.Valid:
-			invalid++
-		}
-	}
-	switch {
-	case err != nil || !run.Complete:
+	if err != nil || !run.Complete {
 		return err // nil if interrupted: measure has returned the error
-	case failed > 0:
-		return fmt.Errorf("%d of %d cells could not be measured\nsee the nodes' logs in %s",
-			failed, len(run.Cells), dir.Path())
-	case invalid > 0 && o.strict:
-		return exit.Invalidf("%d of %d cells are not valid\nsee the notes below the table", invalid, len(run.Cells))
-	case invalid > 0:
-		_, _ = fmt.Fprintf(s.err, "%d of %d cells are not valid: see the notes below the table\n", invalid, len(run.Cells))
 	}
-	return nil
+	return verdict(s, dir, run, o.strict)
 }

@@ -39,6 +39,11 @@ func arrows() []arrow {
 			[]string{"sut", "sut/photos", "sut/imaging", "workloads/...", "workloads", "results"},
 			"turns the arguments of users into requests: files, traces, users and photos of the data set",
 		},
+		{
+			"cmd/internal/matrix",
+			[]string{"sut", "sut/ladder", "workloads/pace", "results", "results/pivot", "internal/nesting"},
+			"checks the names of stages, knobs, rates and figures in a file, and starts nothing",
+		},
 		{"cmd/internal/machine", []string{"results"}, "observes the machine and knows no target"},
 		{"internal/polltest", nil, "polls for any condition of any test"},
 		{"internal/porttest", nil, "finds addresses for the servers of any test"},
@@ -198,7 +203,8 @@ func pure() []string {
 		"sut", "sut/ladder", "sut/photos",
 		"targets/autoscale",
 		"workloads", "workloads/keys", "workloads/pace", "workloads/preset",
-		"results", "results/capacity", "results/table",
+		"results", "results/capacity", "results/table", "results/pivot",
+		"cmd/internal/matrix",
 	}
 }
 

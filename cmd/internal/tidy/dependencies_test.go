@@ -29,8 +29,8 @@ func dependencies() []dependency {
 			[]string{"sut/edge/..."},
 		},
 		{
-			"github.com/goccy/go-yaml", "workload, fault and price files; errors name line and column",
-			[]string{"workloads/file", "targets/faults", "internal/nesting", "results/scorecard"},
+			"github.com/goccy/go-yaml", "workload, fault, price and matrix files; errors name line and column",
+			[]string{"workloads/file", "targets/faults", "internal/nesting", "results/scorecard", "cmd/internal/matrix"},
 		},
 		{"github.com/google/go-cmp", "tests: readable differences", nil},
 		{
