@@ -16,6 +16,7 @@ require (
 	github.com/prometheus/client_golang v1.25.0 // metrics of nodes and runs
 	github.com/redis/go-redis/v9 v9.23.0 // client of the caches and of the session host
 	github.com/rogpeppe/go-internal v1.14.1 // tests: command line behaviour as scripts
+	github.com/santhosh-tekuri/jsonschema/v6 v6.0.2 // tests: the schema of matrix files
 	github.com/spf13/cobra v1.10.2 // commands, flags, completion
 	github.com/spf13/pflag v1.0.9 // the flags of commands
 	github.com/tsenart/vegeta/v12 v12.13.0 // the default load engine

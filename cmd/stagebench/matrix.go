@@ -204,7 +204,11 @@ func (o matrixOptions) measure(ctx context.Context, s streams, j *matrixJob) (ru
 	run.Cells = cell.Conclude(j.joined)
 	progress.Note(j.announcement(missing, bench.Forecast))
 	if len(missing) > 0 {
-		if err := awaitQuiet(ctx, m, j.dir, progress); err != nil {
+		patience := maxUnquiet
+		if j.file.Quick {
+			patience = quickUnquiet
+		}
+		if err := awaitQuiet(ctx, patience, m, j.dir, progress); err != nil {
 			return run, err
 		}
 		run.Warnings = m.Warnings

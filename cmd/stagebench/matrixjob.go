@@ -38,7 +38,10 @@ type matrixJob struct {
 	data      sut.Data
 	questions []matrix.Question
 	client    driver.ClientConfig // what the clients of all targets have in common
-	loads     map[string]load.Load
+
+	// Used while the job is made: loads by name, and cells by directory.
+	loads       map[string]load.Load
+	directories map[string]int
 
 	dir      *rundir.Dir
 	manifest results.Manifest
@@ -53,7 +56,7 @@ func (o matrixOptions) job(ctx context.Context) (*matrixJob, error) {
 		return nil, exit.Usagef("matrix file: %w\nname a file that you can read; for its content see: "+
 			"stagebench matrix --help", err)
 	}
-	j := &matrixJob{loads: map[string]load.Load{}}
+	j := &matrixJob{loads: map[string]load.Load{}, directories: map[string]int{}}
 	if j.file, err = matrix.Read(text, o.file); err != nil {
 		return nil, exit.Usage(err)
 	}
@@ -155,11 +158,12 @@ func (j *matrixJob) addCell(ctx context.Context, o matrixOptions, i int) (err er
 		}
 		spec.Fixed = &cell.Fixed{RPS: rps, Duration: j.file.Duration}
 	}
-	same := func(other cell.Spec) bool { return cell.RepeatName(other, 0) == cell.RepeatName(spec, 0) }
-	if k := slices.IndexFunc(j.specs, same); k >= 0 {
+	directory := cell.RepeatName(spec, 0)
+	if k, known := j.directories[directory]; known {
 		return exit.Usagef("%s: the cells %q and %q would have the same directory\n"+
 			"choose other names of workloads, or other values", o.file, j.file.Name(j.file.Cells[k]), j.file.Name(c))
 	}
+	j.directories[directory] = i
 	j.specs, j.names = append(j.specs, spec), append(j.names, j.file.Name(c))
 	return nil
 }
@@ -178,7 +182,8 @@ func (j *matrixJob) addStage(c matrix.Cell, spec *cell.Spec) (err error) {
 		spec.Topology, err = build(c[matrix.Stage], knobs)
 	}
 	if err != nil {
-		named := slices.DeleteFunc(axes, func(axis string) bool { return !strings.Contains(err.Error(), axis) })
+		exact := func(axis string) bool { return strings.Contains(err.Error(), axis+"="+c[axis]) }
+		named := slices.DeleteFunc(axes, func(axis string) bool { return !exact(axis) })
 		return exit.Usage(j.file.At(c, err, append(named, matrix.Stage)...))
 	}
 	known, ok := j.loads[c[matrix.Workload]]

@@ -177,7 +177,7 @@ func (o runOptions) measure(
 		return nil, run, err
 	}
 	bench.Run, bench.Up = dir, up.up
-	if err := awaitQuiet(ctx, &manifest, dir, progress); err != nil {
+	if err := awaitQuiet(ctx, maxUnquiet, &manifest, dir, progress); err != nil {
 		return nil, run, err
 	}
 	run = results.Run{

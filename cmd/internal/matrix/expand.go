@@ -1,18 +1,15 @@
 package matrix
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 )
 
 // expand makes the cells: the product of the axes, without those of exclude, with those of include.
 func (r *reader) expand(d document) {
-	size := 1
-	for _, a := range r.axis {
-		if size *= len(a.Values); size > maxCells {
-			r.add(position{}, "more than %d cells: want fewer values, or several files", maxCells)
-			return
-		}
+	if !r.small(r.axis) {
+		return
 	}
 	cells := product(r.axis)
 	for i, e := range d.Exclude {
@@ -32,13 +29,21 @@ func (r *reader) expand(d document) {
 		if !ok {
 			continue
 		}
-		added := false
-		for _, c := range product(replaced(r.axis, chosen)) {
-			if len(cells) < maxCells && !slices.ContainsFunc(cells, func(o Cell) bool { return maps.Equal(o, c) }) {
-				cells, added = append(cells, c), true
+		further := replaced(r.axis, chosen)
+		if !r.small(further) {
+			return
+		}
+		before, known := len(cells), map[string]bool{}
+		for _, c := range cells {
+			known[c.key()] = true
+		}
+		for _, c := range product(further) {
+			if !known[c.key()] {
+				known[c.key()] = true
+				cells = append(cells, c)
 			}
 		}
-		if !added {
+		if len(cells) == before {
 			r.add(d.Include[i].at, "include: the matrix has all of these cells already: remove this entry")
 		}
 		all = joined(all, chosen)
@@ -46,7 +51,31 @@ func (r *reader) expand(d document) {
 	if len(cells) == 0 {
 		r.add(position{}, "every cell is excluded: want at least one")
 	}
+	if len(cells) > maxCells {
+		r.add(position{}, "more than %d cells: want fewer values, or several files", maxCells)
+	}
 	r.file.Axes, r.file.Cells = used(all, cells), cells
+}
+
+// small reports whether the product of axes is not too large.
+func (r *reader) small(axes []Axis) bool {
+	size := 1
+	for _, a := range axes {
+		if size *= len(a.Values); size > maxCells {
+			r.add(position{}, "more than %d cells: want fewer values, or several files", maxCells)
+			return false
+		}
+	}
+	return true
+}
+
+// key identifies a cell.
+func (c Cell) key() string {
+	text, err := json.Marshal(c)
+	if err != nil {
+		panic("matrix: a cell is texts: " + err.Error())
+	}
+	return string(text)
 }
 
 // selection returns the values of an entry of include or exclude.
@@ -132,9 +161,12 @@ func joined(axes, more []Axis) []Axis {
 // which is its default.
 func used(axes []Axis, cells []Cell) (all []Axis) {
 	for _, a := range axes {
-		kept := Axis{Name: a.Name}
+		kept, has := Axis{Name: a.Name}, map[string]bool{}
+		for _, c := range cells {
+			has[c[a.Name]] = true
+		}
 		for _, v := range append([]string{""}, a.Values...) {
-			if slices.ContainsFunc(cells, func(c Cell) bool { return c[a.Name] == v }) {
+			if has[v] {
 				kept.Values = append(kept.Values, v)
 			}
 		}

@@ -17,6 +17,7 @@ type object map[string]any
 // twice in different places.
 func Schema() map[string]any {
 	ours := object{"required": []string{"stages"}, "properties": object{
+		"target": false, "targets": false,
 		"workloads": oneOrMore(object{"type": "string", "not": object{"const": URL}}),
 		"knobs":     knobs(oneOrMore), "set": knobs(one), "include": entries(true), "exclude": entries(true),
 	}}

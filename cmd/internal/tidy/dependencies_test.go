@@ -59,6 +59,7 @@ func dependencies() []dependency {
 			[]string{"sut/cache", "sut/redis", "sut/session"},
 		},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
+		{"github.com/santhosh-tekuri/jsonschema/v6", "tests: the schema of matrix files", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
 		{"github.com/spf13/pflag", "the flags of commands", []string{"cmd/..."}},
 		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta"}},
