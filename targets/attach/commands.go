@@ -77,14 +77,10 @@ func Start(
 		return nil, errors.Join(err, log.Close())
 	}
 	stop = func(ctx context.Context) error {
-		_, early := ended(p)
 		exit := p.Stop(ctx)
 		err := log.Close()
-		switch {
-		case early:
-			return errors.Join(fmt.Errorf("the up command ended during the measurement%s", tail(exit)), err)
-		case !exit.Clean():
-			return errors.Join(fmt.Errorf("stop the target: %s%s", exit.Cause, tail(exit)), err)
+		if !exit.Clean() {
+			err = errors.Join(fmt.Errorf("the target failed after it was ready: %s%s", exit.Cause, tail(exit)), err)
 		}
 		return err
 	}
@@ -93,16 +89,6 @@ func Start(
 		return nil, errors.Join(fmt.Errorf("%w%s", err, tail(exit)), log.Close())
 	}
 	return stop, nil
-}
-
-// ended returns how a process ended, if it has.
-func ended(p *proc.Process) (exit proc.Exit, ok bool) {
-	select {
-	case <-p.Done():
-		return p.Wait(), true
-	default:
-		return exit, false
-	}
 }
 
 // tail returns the end of the log of the commands, for an error.

@@ -217,7 +217,8 @@ func TestSchema(t *testing.T) {
 		return schema.Validate(document)
 	}
 	examples, err := filepath.Glob("testdata/*.yaml")
-	if err != nil || len(examples) != 2 {
+	examples = append(examples, "../../../docs/matrix.yaml")
+	if err != nil || len(examples) != 3 {
 		t.Fatalf("examples %q, %v", examples, err)
 	}
 	for _, example := range examples {
