@@ -52,17 +52,7 @@ quick: true
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var want []string
-	for _, stage := range []string{"single", "db-split"} {
-		for _, engines := range []string{"embedded", "native"} {
-			for _, gzip := range []string{"true", "false"} {
-				for n := range 3 {
-					want = append(want, fmt.Sprintf("%s/read-heavy/engines=%s,web.gzip=%s/repeat-%d", stage, engines, gzip, n+1))
-				}
-			}
-		}
-	}
-	slices.Sort(want)
+	want := allRepeats()
 	seed := max(*interruptSeed, 1)
 	t.Logf("to repeat it: -interrupt-seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -108,6 +98,21 @@ quick: true
 		t.Errorf("complete repeats:\n%q\nwant\n%q", got, want)
 	}
 	checkCells(t, run)
+}
+
+// allRepeats lists the directories of the repeats of that matrix.
+func allRepeats() (all []string) {
+	for _, stage := range []string{"single", "db-split"} {
+		for _, engines := range []string{"embedded", "native"} {
+			for _, gzip := range []string{"true", "false"} {
+				for n := range 3 {
+					all = append(all, fmt.Sprintf("%s/read-heavy/engines=%s,web.gzip=%s/repeat-%d", stage, engines, gzip, n+1))
+				}
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // checkCells checks the summary of a matrix of eight cells with three repeats.

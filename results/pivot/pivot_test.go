@@ -101,7 +101,8 @@ func TestArrange(t *testing.T) {
 	if diff := cmp.Diff([]string{"cache"}, grids[1].Rows); diff != "" {
 		t.Error(diff)
 	}
-	one := Arrange(cells[:2], []Axis{{"stage", []string{"lb"}}, {"engine", []string{"resp", "redis"}}}, "engine", "", capacity)
+	axes = []Axis{{"stage", []string{"lb"}}, {"engine", []string{"resp", "redis"}}}
+	one := Arrange(cells[:2], axes, "engine", "", capacity)
 	if diff := cmp.Diff([][][]float64{{{100}, {200}}}, numbers(one)); diff != "" {
 		t.Error(diff)
 	}

@@ -69,8 +69,8 @@ func alive(t *testing.T, pid string) bool {
 
 func TestDownRunsAfterUp(t *testing.T) {
 	stop, dir, err := start(t, Commands{
-		Up: "echo up $SIZE >> calls; setsid sleep 1000 & echo $! > new; mv new daemon; exec sleep 1000", Down: "echo down $SIZE >> calls",
-		Env: []string{"SIZE=3"},
+		Up:   "echo up $SIZE >> calls; setsid sleep 1000 & echo $! > new; mv new daemon; exec sleep 1000",
+		Down: "echo down $SIZE >> calls", Env: []string{"SIZE=3"},
 	}, http.StatusNotFound)
 	if err != nil {
 		t.Fatal(err)
