@@ -53,7 +53,8 @@ func TestFigures(t *testing.T) {
 			t.Errorf("got %+v, want %s", v, want)
 		}
 	}
-	if v := capacity.Of(results.Cell{Reference: c.Reference, CapacityHigh: 5, Valid: true}); v.Number != 0 || v.Doubts == nil {
+	low := results.Cell{Reference: c.Reference, CapacityHigh: 5, Valid: true}
+	if v := capacity.Of(low); v.Number != 0 || v.Doubts == nil {
 		t.Errorf("no rate met the objective: %+v", v)
 	}
 	if _, err := Find("p42"); err == nil {
