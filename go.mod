@@ -6,7 +6,7 @@ require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0 // latency histograms that merge exactly, and their log format
 	github.com/bradfitz/gomemcache v0.0.0-20260422231931-4d751bb6e37c // client of memcached
 	github.com/dunglas/httpsfv v1.1.2 // header fields of caches that are Structured Fields (RFC 9651)
-	github.com/goccy/go-yaml v1.19.2 // workload, fault and price files; errors name line and column
+	github.com/goccy/go-yaml v1.19.2 // workload, fault, price and matrix files; errors name line and column
 	github.com/google/go-cmp v0.7.0 // tests: readable differences
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types
 	github.com/joshdk/go-junit v1.0.0 // tests: reads our JUnit files
@@ -19,6 +19,7 @@ require (
 	github.com/prometheus/prometheus v0.315.0 // tests: parses our OpenMetrics text
 	github.com/redis/go-redis/v9 v9.23.0 // client of the caches and of the session host
 	github.com/rogpeppe/go-internal v1.14.1 // tests: command line behaviour as scripts
+	github.com/santhosh-tekuri/jsonschema/v6 v6.0.2 // tests: the schema of matrix files
 	github.com/spf13/cobra v1.10.2 // commands, flags, completion
 	github.com/spf13/pflag v1.0.10 // the flags of commands
 	github.com/tsenart/vegeta/v12 v12.13.0 // the default load engine

@@ -278,8 +278,8 @@ type Step struct {
 	// trusted, or offered too little for the peak.
 	Repeated bool     `json:"repeated,omitempty"`
 	Warnings []string `json:"warnings"`
-	// Notes are the warnings that no rule of Judge gave, such as the death of a node.
-	Notes []string `json:"-"`
+	// Notes are the warnings that no rule of Judge gave, such as the death of a node. They are also in Warnings.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Trace counts the lines of a replayed trace and what was done with them.

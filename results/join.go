@@ -89,6 +89,14 @@ func (s *Step) add(part Step) {
 	s.ServerCount = known(s.ServerCount, part.ServerCount, plus)
 }
 
+// Add adds the writes of another measurement.
+func (w *Writes) Add(o Writes) {
+	w.Acknowledged, w.Lost, w.Unread = w.Acknowledged+o.Acknowledged, w.Lost+o.Lost, w.Unread+o.Unread
+	w.Ambiguous, w.AmbiguousApplied = w.Ambiguous+o.Ambiguous, w.AmbiguousApplied+o.AmbiguousApplied
+	w.Conflicts += o.Conflicts
+	addCounts(&w.Discarded, o.Discarded)
+}
+
 // addCounts adds counts to those of a map, which may be nil.
 func addCounts[K comparable](to *map[K]int64, more map[K]int64) {
 	for key, n := range more {

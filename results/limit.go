@@ -120,8 +120,8 @@ type Demand struct {
 // and at the peak. Each of them may be nil.
 func Demands(reference, near, peak *Step) map[string]Demand {
 	demands := map[string]Demand{}
-	atReference, atCapacity := reference.CPUPerRequest(), near.CPUPerRequest()
-	for role, seconds := range peak.CPUPerRequest() {
+	atReference, atCapacity := reference.cpuByRole(), near.cpuByRole()
+	for role, seconds := range peak.cpuByRole() {
 		d := Demand{AtReference: atReference[role], AtCapacity: atCapacity[role], AtPeak: seconds}
 		for _, h := range peak.Hosts {
 			ofTier := slices.ContainsFunc(peak.Nodes, func(n NodeUsage) bool { return n.Host == h.Host && n.Role == role })
@@ -145,8 +145,19 @@ func Peak(steps []Step) *Step {
 	return new(Join(parts))
 }
 
-// CPUPerRequest returns the CPU seconds of the nodes of each role per completed request; nil for no step.
-func (s *Step) CPUPerRequest() map[string]float64 {
+// CPUPerRequest returns the CPU seconds of all nodes per completed request; 0 = unknown.
+func (s *Step) CPUPerRequest() (sum float64) {
+	if s == nil {
+		return 0
+	}
+	for _, n := range s.Nodes {
+		sum += n.CPUSeconds
+	}
+	return sum / float64(max(s.Ledger.OK+s.Ledger.HTTPError, 1))
+}
+
+// cpuByRole returns the CPU seconds of the nodes of each role per completed request; nil for no step.
+func (s *Step) cpuByRole() map[string]float64 {
 	if s == nil {
 		return nil
 	}

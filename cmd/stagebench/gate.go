@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/compare"
+	"github.com/stagebench/stagebench/results/export"
 	"github.com/stagebench/stagebench/results/gate"
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/rundir"
@@ -33,6 +36,7 @@ type gateOptions struct {
 	slice, burst, warmup time.Duration
 	metrics              []string
 	margin, material     string
+	junit                string
 	blocks               int
 	warnOnly, verbose    bool
 	timeout              time.Duration
@@ -69,7 +73,9 @@ Base and head are both one of
                  without --head it is compared with this one
   settings       knobs of the service, such as cache.engine=redis,db.cpu=2, or stage=lb
   a URL          services that run already; each burst sends more than they can do
-  a run          directories of two runs of the same command, for example of attack
+  a run          directories of two runs of the same command, for example of run
+  files          of other tools: Go benchmark text with several samples, or results of
+                 vegeta or summaries of k6, one for each slice: new-1.json,new-2.json
 
 Metrics, with the margins that --margin changes: cpu (CPU time per request) 5 %, p50, p95
 5 %, p99 10 %, errors 0.5 percentage points, burst (throughput under overload) 5 %.`,
@@ -88,11 +94,12 @@ Metrics, with the margins that --margin changes: cpu (CPU time per request) 5 %,
 	f.StringVar(&o.margin, "margin", "", "changes for the worse that a pass excludes, such as p99=20%,errors=1%")
 	f.StringVar(&o.material, "material", "",
 		"smallest changes that are a regression, such as cpu=10% (default: 2 %, errors 0.1 percentage points)")
+	f.StringVar(&o.junit, "junit", "", "also write the verdicts to this file, as JUnit XML")
 	f.BoolVar(&o.warnOnly, "warn-only", false, "report a regression or an inconclusive gate, but exit with status 0")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "timeout of one request, for URLs")
 	f.StringSliceVar(&o.allow, "allow-host", nil, "allow load to this host outside the loopback network")
 	identityFlags(cmd, &o.identity)
-	o.output.flags(cmd)
+	o.output.runFlags(cmd)
 	completeFlags(cmd)
 	cmd.AddCommand(selftestCommand(s))
 	return cmd
@@ -130,12 +137,6 @@ func (o *gateOptions) check() (err error) {
 	if err := o.checkSlices(); err != nil {
 		return err
 	}
-	if o.wanted, err = gate.With(o.wanted, o.material, gate.SetMaterial); err != nil {
-		return exit.Usagef("--material %w", err)
-	}
-	if o.wanted, err = gate.With(o.wanted, o.margin, gate.SetMargin); err != nil {
-		return exit.Usagef("--margin %w", err)
-	}
 	if o.baseIs, err = contenderOf("base", o.base); err != nil {
 		return err
 	}
@@ -149,11 +150,32 @@ func (o *gateOptions) check() (err error) {
 		return exit.Usagef("--base %s is %s, and --head %s is %s\nname two of the same kind",
 			o.base, o.baseIs.kind, o.head, o.headIs.kind)
 	}
-	return nil
+	if o.baseIs.kind == aFile { // the files say which metrics there are
+		return nil
+	}
+	o.wanted, err = o.bounded(gate.Metrics())
+	return err
+}
+
+// bounded returns the metrics that the user wants, with the bounds of the user.
+func (o gateOptions) bounded(metrics []gate.Metric) (wanted []gate.Metric, err error) {
+	wanted = metrics
+	if len(o.metrics) > 0 {
+		if wanted, err = gate.Only(metrics, o.metrics); err != nil {
+			return nil, exit.Usagef("--metrics: %w", err)
+		}
+	}
+	if wanted, err = gate.With(wanted, o.material, gate.SetMaterial); err != nil {
+		return nil, exit.Usagef("--material %w", err)
+	}
+	if wanted, err = gate.With(wanted, o.margin, gate.SetMargin); err != nil {
+		return nil, exit.Usagef("--margin %w", err)
+	}
+	return wanted, nil
 }
 
 // checkSlices checks the flags that a selftest has, too.
-func (o *gateOptions) checkSlices() (err error) {
+func (o gateOptions) checkSlices() error {
 	switch {
 	case o.slice < time.Second || o.burst != 0 && o.burst < time.Second || o.warmup <= 0 || o.timeout <= 0:
 		return exit.Usagef("--slice %v, --burst %v, --warmup %v, --timeout %v\n"+
@@ -163,12 +185,6 @@ func (o *gateOptions) checkSlices() (err error) {
 		return exit.Usagef("--rate %v\nwant 1 to %v requests/s, or 0", o.rate, pace.MaxRate)
 	case o.connections < 1 || o.connections > 10_000:
 		return exit.Usagef("--connections %d\nwant 1 to 10000", o.connections)
-	}
-	o.wanted = gate.Metrics()
-	if len(o.metrics) > 0 {
-		if o.wanted, err = gate.Only(o.wanted, o.metrics); err != nil {
-			return exit.Usagef("--metrics: %w", err)
-		}
 	}
 	return nil
 }
@@ -182,8 +198,11 @@ func (o gateOptions) run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	if o.baseIs.kind == aRun {
+	switch o.baseIs.kind {
+	case aRun:
 		return o.recorded(ctx, s)
+	case aFile:
+		return o.foreign(ctx, s)
 	}
 	progress := live.New(s.err, s.terminal, o.verbose)
 	defer progress.Done()
@@ -198,22 +217,38 @@ func (o gateOptions) run(ctx context.Context, s streams) error {
 	if result == nil {
 		return err
 	}
-	err = errors.Join(err, o.output.run(s, p.run, gateTable(*result)))
+	err = errors.Join(err, o.write(s, p.run))
 	finish(s, p.dir, o.out, p.run.Complete)
 	return errors.Join(err, o.verdict(s, *result))
+}
+
+// write writes the gate of a run to the standard output, and to the file of --junit.
+func (o gateOptions) write(s streams, run results.Run) error {
+	err := o.output.run(s, run)
+	if o.junit == "" {
+		return err
+	}
+	var text bytes.Buffer
+	if failed := export.JUnit(&text, export.Checks(run)...); failed != nil {
+		return errors.Join(err, failed)
+	}
+	if failed := os.WriteFile(o.junit, text.Bytes(), 0o644); failed != nil {
+		err = errors.Join(err, fmt.Errorf("--junit: %w\nname a file that can be written", failed))
+	}
+	return err
 }
 
 // verdict returns the error of a verdict that is not a pass.
 func (o gateOptions) verdict(s streams, g results.Gate) error {
 	switch {
-	case g.Verdict == gate.Pass || g.Verdict == gate.Undecided: // undecided: it was interrupted, and that is the error
+	case g.Verdict == results.GatePass || g.Verdict == results.GateUndecided: // undecided: it was interrupted, and that is the error
 		return nil
-	case g.Verdict == gate.Invalid:
+	case g.Verdict == results.GateInvalid:
 		return exit.Invalidf("the gate is invalid: %s\nrepeat it on a quiet machine", g.Why)
 	case o.warnOnly:
 		_, _ = fmt.Fprintf(s.err, "WARNING: %s: %s\n", g.Verdict, g.Why)
 		return nil
-	case g.Verdict == gate.Regression:
+	case g.Verdict == results.GateRegression:
 		return exit.Missedf("regression: %s\nif this is expected, merge it with --warn-only once: the next base includes it",
 			g.Why)
 	}
@@ -251,15 +286,10 @@ func (o gateOptions) recorded(ctx context.Context, s streams) error {
 		return exit.Invalidf("the slices of the runs have no %s\nleave it out with --metrics, or measure longer slices",
 			strings.Join(missing, ", "))
 	}
-	g, err := gate.New(metrics, o.seed)
+	result, err := o.judge(metrics, pairs)
 	if err != nil {
 		return err
 	}
-	for _, p := range pairs[:min(len(pairs), o.blocks)] {
-		g.Add(p.Base, p.Head, false)
-	}
-	result := g.Result(true)
-	result.Base, result.Head = o.base, o.head
 	result.Warnings = append(result.Warnings, "base and head were measured at different times: what changed on the "+
 		"machine in between counts as a change of the head")
 	if unequal > 0 {
@@ -267,7 +297,21 @@ func (o gateOptions) recorded(ctx context.Context, s streams) error {
 			unequal))
 	}
 	run := results.Run{Schema: results.Schema, Run: head.Run.Run, Complete: true, Gate: &result}
-	return errors.Join(o.output.run(s, run, gateTable(result)), o.verdict(s, result))
+	return errors.Join(o.write(s, run), o.verdict(s, result))
+}
+
+// judge judges blocks that were measured before.
+func (o gateOptions) judge(metrics []gate.Metric, pairs []gate.Pair) (result results.Gate, err error) {
+	g, err := gate.New(metrics, o.seed)
+	if err != nil {
+		return result, err
+	}
+	for _, p := range pairs[:min(len(pairs), o.blocks)] {
+		g.Add(p.Base, p.Head, false)
+	}
+	result = g.Result(true)
+	result.Base, result.Head = o.base, o.head
+	return result, nil
 }
 
 // without returns the names of the metrics of all that are not in some.

@@ -62,7 +62,7 @@ func writeSlices(path string, set map[string]float64) error {
 			ResponseAll: results.Latency{
 				Count: sent, P50: ns(1e6, "p50"), P95: ns(3e6, "p95"), P99: ns(9e6, "p99"),
 			},
-			Hosts: []results.HostUsage{{CPUSeconds: float64(sent) * 5e-4 * factor("cpu")}},
+			Nodes: []results.NodeUsage{{CPUSeconds: float64(sent) * 5e-4 * factor("cpu")}},
 		}
 		if float64(n) < set["invalid"] {
 			s.Valid, s.Invalid = false, []string{"something outside the run took 60% of the machine's CPU"}
@@ -125,12 +125,12 @@ func TestGateOfServices(t *testing.T) {
 		t.Fatalf("%v, gate %+v\n%s", err, run.Gate, stderr)
 	}
 	g := run.Gate
-	want := map[string]int{gate.Regression: exit.Missed, gate.Invalid: exit.Invalid}
+	want := map[string]int{results.GateRegression: exit.Missed, results.GateInvalid: exit.Invalid}
 	if status != want[g.Verdict] || !strings.Contains(stdout, "Gate: "+g.Verdict) || len(run.Cells) != 2 {
 		t.Errorf("verdict %s, exit status %d, want regression, or invalid on a busy machine\n%s%s",
 			g.Verdict, status, stdout, stderr)
 	}
-	if g.Verdict == gate.Regression && g.Metrics[0].Change < 1 {
+	if g.Verdict == results.GateRegression && g.Metrics[0].Change < 1 {
 		t.Errorf("p50 changed by %v, want at least +100 %%", g.Metrics[0].Change)
 	}
 	reference := func(c results.Cell) []results.Step {

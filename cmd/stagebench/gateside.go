@@ -37,6 +37,7 @@ const (
 	aRun      = "a run"
 	aURL      = "a URL"
 	aTopology = "a setting of knobs"
+	aFile     = "a file of another tool"
 )
 
 // contender is the base or the head of a gate.
@@ -59,9 +60,11 @@ func contenderOf(side, text string) (contender, error) {
 		c.kind = aURL
 	case err == nil && info.IsDir():
 		c.kind = aRun
-	case err == nil && info.Mode().IsRegular():
+	case err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0:
 		c.kind = aBinary
 		return c, checkBinary(side, text)
+	case err == nil && info.Mode().IsRegular() || areFiles(strings.Split(text, ",")):
+		c.kind = aFile
 	case strings.Contains(text, "="):
 		c.kind = aTopology
 		for _, setting := range strings.Split(text, ",") {
@@ -73,9 +76,20 @@ func contenderOf(side, text string) (contender, error) {
 		}
 	default:
 		return c, exit.Usagef("--%s %s: no such file or directory\n"+
-			"want a binary, the directory of a run, a URL, or knobs such as cache.engine=redis", side, text)
+			"want a binary, the directory of a run, a URL, knobs such as cache.engine=redis, or files of another tool",
+			side, text)
 	}
 	return c, nil
+}
+
+// areFiles reports whether all of these are regular files.
+func areFiles(names []string) bool {
+	for _, name := range names {
+		if info, err := os.Stat(name); err != nil || !info.Mode().IsRegular() {
+			return false
+		}
+	}
+	return true
 }
 
 // checkBinary returns an error if a file is no stagebench binary.
@@ -197,7 +211,7 @@ func (p *pair) systems(ctx context.Context, s streams) error {
 	m.Priority, _ = cell.DriverPriority(up.Budgets.Isolated())
 	m.Digests["workload"] = workloads.Hash(loaded.Workload, 0, hashedOps)
 	m.Digests["base"], m.Digests["head"] = base.Digest(), head.Digest()
-	if err := errors.Join(p.dir.WriteManifest(m), awaitQuiet(ctx, &m, p.dir, p.progress)); err != nil {
+	if err := errors.Join(p.dir.WriteManifest(m), awaitQuiet(ctx, maxUnquiet, &m, p.dir, p.progress)); err != nil {
 		return err
 	}
 	p.run.Data, p.run.Warnings = data.String(), m.Warnings
@@ -254,8 +268,11 @@ func ownTimes(l load.Load) error {
 		l.Workload.Name())
 }
 
-// topologies returns those of base and head, and the CPU unit of their hosts. The hosts are so large that the larger
-// system has all CPU except that of the driver: a host that waits for its budget would be noise.
+// hostsShare is the share of the machine's CPU that the hosts of the larger system have. A host that waits for its budget
+// is noise, and so is a client that is late: with three quarters, four of five blocks did not count for that reason.
+const hostsShare = 0.5
+
+// topologies returns those of base and head, and the CPU unit of their hosts.
 func (o gateOptions) topologies() (base, head sut.Topology, unit float64, err error) {
 	both := func() error {
 		var err error
@@ -271,8 +288,7 @@ func (o gateOptions) topologies() (base, head sut.Topology, unit float64, err er
 	if err := errors.Join(fits(base), fits(head)); err != nil {
 		return base, head, unit, err
 	}
-	free := float64(cell.Cores()) - cell.Reserve(cell.Cores())
-	unit *= free / max(base.CPU(), head.CPU())
+	unit *= hostsShare * float64(cell.Cores()) / max(base.CPU(), head.CPU())
 	return base, head, unit, both()
 }
 
@@ -376,10 +392,10 @@ func (p *pair) compare(ctx context.Context, wanted []gate.Metric, maxBlocks int)
 				"what happened at the start of one of them counts as a difference of the versions")
 		}
 		p.run.Gate, p.run.Cells = &result, []results.Cell{p.base.Cell(), p.head.Cell()}
-		p.run.Complete = result.Verdict != gate.Undecided
+		p.run.Complete = result.Verdict != results.GateUndecided
 		return p.dir.WriteSummary(p.run)
 	}
-	for n := 0; n < maxBlocks && g.Verdict() == gate.Undecided; n++ {
+	for n := 0; n < maxBlocks && g.Verdict() == results.GateUndecided; n++ {
 		base, head, err := p.block(ctx, g, n, first)
 		if err != nil {
 			return &result, errors.Join(err, note(false))

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/sut"
@@ -69,4 +70,27 @@ func knobsOfAll(topologies []sut.Topology) map[string]any {
 		}
 	}
 	return all
+}
+
+// verdict returns an error if cells of a complete run failed, and with strict also if cells are invalid.
+func verdict(s streams, dir *rundir.Dir, run results.Run, strict bool) error {
+	var failed, invalid int
+	for _, c := range run.Cells {
+		switch {
+		case c.Error != "":
+			failed++
+		case !c.Valid:
+			invalid++
+		}
+	}
+	switch {
+	case failed > 0:
+		return fmt.Errorf("%d of %d cells could not be measured\nsee the nodes' logs in %s",
+			failed, len(run.Cells), dir.Path())
+	case invalid > 0 && strict:
+		return exit.Invalidf("%d of %d cells are not valid\nsee the notes below the table", invalid, len(run.Cells))
+	case invalid > 0:
+		_, _ = fmt.Fprintf(s.err, "%d of %d cells are not valid: see the notes below the table\n", invalid, len(run.Cells))
+	}
+	return nil
 }

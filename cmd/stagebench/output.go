@@ -95,8 +95,10 @@ func (o outputFlags) print(s streams, tables ...table.Table) error {
 }
 
 // run writes a run: as JSON its summary, in a format of another tool its figures, and otherwise its tables.
-func (o outputFlags) run(s streams, r results.Run) error {
-	tables := table.Run(r)
+func (o outputFlags) run(s streams, r results.Run) error { return o.runAs(s, r, table.Run(r)...) }
+
+// runAs is run with other tables.
+func (o outputFlags) runAs(s streams, r results.Run, tables ...table.Table) error {
 	switch {
 	case o.format == string(table.FormatJSON):
 		return errors.Join(rundir.EncodeSummary(s.out, r), o.files(tables))

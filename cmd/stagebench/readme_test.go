@@ -115,6 +115,7 @@ func runExamples(t *testing.T, wanted func(example) bool) {
 		output, err := cmd.CombinedOutput()
 		switch status := cmd.ProcessState.ExitCode(); {
 		case err == nil, status == exit.Invalid: // on a busy machine
+		case strings.HasPrefix(e.line, "stagebench gate") && (status == exit.Missed || status == exit.Undecided):
 		case status == exit.Missed && regexp.MustCompile("the objective .* was missed").Match(output):
 		default:
 			t.Errorf("%s: %v\n%s", e.line, err, output)

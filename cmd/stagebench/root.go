@@ -117,7 +117,7 @@ Ctrl-C, or 128 plus the number of another signal.`,
 		runCommand(s), scorecardCommand(s), sizingCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s),
 		resumeCommand(s), scaleCommand(s), setCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s),
 		attackCommand(s), capacityCommand(s), showCommand(s), compareCommand(s), gateCommand(s), historyCommand(s),
-		listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
+		matrixCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s), targetCommand(s),
 	} {
 		if command.Args == nil {
 			command.Args = noArgs

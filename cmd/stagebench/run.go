@@ -177,7 +177,7 @@ func (o runOptions) measure(
 		return nil, run, err
 	}
 	bench.Run, bench.Up = dir, up.up
-	if err := awaitQuiet(ctx, &manifest, dir, progress); err != nil {
+	if err := awaitQuiet(ctx, maxUnquiet, &manifest, dir, progress); err != nil {
 		return nil, run, err
 	}
 	run = results.Run{
@@ -452,25 +452,8 @@ func inOneLine(c results.Cell) string {
 func (o runOptions) conclude(s streams, dir *rundir.Dir, run results.Run) error {
 	err := o.output.run(s, run)
 	finish(s, dir, o.out, run.Complete)
-	var failed, invalid int
-	for _, c := range run.Cells {
-		switch {
-		case c.Error != "":
-			failed++
-		case !c.Valid:
-			invalid++
-		}
-	}
-	switch {
-	case err != nil || !run.Complete:
+	if err != nil || !run.Complete {
 		return err // nil if interrupted: measure has returned the error
-	case failed > 0:
-		return fmt.Errorf("%d of %d cells could not be measured\nsee the nodes' logs in %s",
-			failed, len(run.Cells), dir.Path())
-	case invalid > 0 && o.strict:
-		return exit.Invalidf("%d of %d cells are not valid\nsee the notes below the table", invalid, len(run.Cells))
-	case invalid > 0:
-		_, _ = fmt.Fprintf(s.err, "%d of %d cells are not valid: see the notes below the table\n", invalid, len(run.Cells))
 	}
-	return nil
+	return verdict(s, dir, run, o.strict)
 }

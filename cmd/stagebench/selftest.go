@@ -64,9 +64,11 @@ func (o selftestOptions) run(ctx context.Context, s streams) error {
 	}
 	same := contender{kind: aTopology}
 	o.base, o.head, o.timeout = "this version", "this version", time.Second
-	if err := o.checkSlices(); err != nil {
+	wanted, err := o.bounded(gate.Metrics())
+	if err := errors.Join(o.checkSlices(), err); err != nil {
 		return err
 	}
+	o.wanted = wanted
 	o.baseIs, o.headIs = same.as("base"), same.as("head")
 	begin := time.Now()
 	progress := live.New(s.err, s.terminal, o.verbose)
@@ -186,7 +188,7 @@ func (o selftestOptions) tables(
 		d := m.Described()
 		cell := func(x float64) table.Cell {
 			c := table.Number(x)
-			c.Text = gate.Text(d, x)
+			c.Text = d.Text(x)
 			return c
 		}
 		mean, deviation := gate.Spread(m, unchanged)

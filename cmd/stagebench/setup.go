@@ -185,13 +185,18 @@ func missingEngines(topologies []sut.Topology) error {
 	return nil
 }
 
-// maxUnquiet is how long a run waits for a quiet machine.
-const maxUnquiet = 30 * time.Second
+// maxUnquiet is how long a run waits for a quiet machine, and quickUnquiet how long a matrix with coarse results does.
+const (
+	maxUnquiet   = 30 * time.Second
+	quickUnquiet = time.Second
+)
 
-// awaitQuiet waits until other processes leave the machine alone. If they do not, the run says so.
-func awaitQuiet(ctx context.Context, m *results.Manifest, dir *rundir.Dir, progress *live.Progress) error {
-	reason, err := machine.AwaitQuiet(ctx, maxUnquiet, func(reason string) {
-		progress.Note(fmt.Sprintf("waiting up to %v for a quiet machine: %s", maxUnquiet, reason))
+// awaitQuiet waits until other processes leave the machine alone. If they do not within a time, the run says so.
+func awaitQuiet(
+	ctx context.Context, patience time.Duration, m *results.Manifest, dir *rundir.Dir, progress *live.Progress,
+) error {
+	reason, err := machine.AwaitQuiet(ctx, patience, func(reason string) {
+		progress.Note(fmt.Sprintf("waiting up to %v for a quiet machine: %s", patience, reason))
 	})
 	if err != nil || reason == "" {
 		return err

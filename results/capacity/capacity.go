@@ -16,6 +16,7 @@
 package capacity
 
 import (
+	"encoding/json"
 	"math"
 	"slices"
 )
@@ -60,14 +61,14 @@ type Estimator struct {
 }
 
 type visit struct {
-	peak  float64 // 0 = unknown
-	steps []step
+	Peak  float64 `json:"peak_rps"` // 0 = unknown
+	Steps []step  `json:"steps"`
 }
 
 type step struct {
-	rate   float64
-	points []point
-	met    bool
+	Rate   float64 `json:"rate_rps"`
+	Points []point `json:"points"`
+	Met    bool    `json:"met"`
 }
 
 // New returns an estimator without any step.
@@ -75,29 +76,40 @@ func New(c Config) *Estimator { return &Estimator{config: c} }
 
 // Begin begins a visit. Peak is the peak throughput of the system, at which the first visit
 // starts its search; 0 = unknown.
-func (e *Estimator) Begin(peak float64) { e.visits = append(e.visits, visit{peak: peak}) }
+func (e *Estimator) Begin(peak float64) { e.visits = append(e.visits, visit{Peak: peak}) }
+
+// Append adds the visits of another estimator with the same objective.
+func (e *Estimator) Append(o *Estimator) { e.visits = append(e.visits, o.visits...) }
+
+// MarshalJSON returns the visits, which another process can read and append to its own.
+func (e *Estimator) MarshalJSON() ([]byte, error) {
+	return json.Marshal(append([]visit{}, e.visits...)) // never null
+}
+
+// UnmarshalJSON reads what MarshalJSON returned. The estimator has no configuration: it can only be appended.
+func (e *Estimator) UnmarshalJSON(text []byte) error { return json.Unmarshal(text, &e.visits) }
 
 // Next returns the rate of the next step; ok is false when the visit is over.
 func (e *Estimator) Next() (rate float64, ok bool) {
 	v := e.visits[len(e.visits)-1]
 	if len(e.visits) > 1 {
-		if len(v.steps) >= e.config.Steps {
+		if len(v.Steps) >= e.config.Steps {
 			return 0, false
 		}
 		factors := around()
-		return e.clip(math.Exp(fit(e.visits)) * factors[(len(v.steps)+len(e.visits))%len(factors)]), true
+		return e.clip(math.Exp(fit(e.visits)) * factors[(len(v.Steps)+len(e.visits))%len(factors)]), true
 	}
-	if len(v.steps) >= e.config.First {
+	if len(v.Steps) >= e.config.First {
 		return 0, false
 	}
 	factor := growth
-	if v.peak == 0 {
+	if v.Peak == 0 {
 		factor = blindGrowth
 	}
 	switch passed, failed := bracket(v); {
-	case len(v.steps) == 0 && v.peak > 0:
-		rate = startShare * v.peak
-	case len(v.steps) == 0:
+	case len(v.Steps) == 0 && v.Peak > 0:
+		rate = startShare * v.Peak
+	case len(v.Steps) == 0:
 		rate = e.config.Start
 	case failed == 0:
 		rate = passed * factor
@@ -107,7 +119,7 @@ func (e *Estimator) Next() (rate float64, ok bool) {
 		rate = math.Sqrt(passed * failed)
 	}
 	rate = e.clip(rate)
-	known := slices.ContainsFunc(v.steps, func(s step) bool { return s.rate == rate }) // at Min or Max
+	known := slices.ContainsFunc(v.Steps, func(s step) bool { return s.Rate == rate }) // at Min or Max
 	return rate, !known
 }
 
@@ -116,14 +128,14 @@ func (e *Estimator) clip(rate float64) float64 { return min(max(rate, e.config.M
 // bracket returns the lowest rate of a visit that missed the objective, and the highest rate
 // below it that met it; 0 = none.
 func bracket(v visit) (passed, failed float64) {
-	for _, s := range v.steps {
-		if !s.met && (failed == 0 || s.rate < failed) {
-			failed = s.rate
+	for _, s := range v.Steps {
+		if !s.Met && (failed == 0 || s.Rate < failed) {
+			failed = s.Rate
 		}
 	}
-	for _, s := range v.steps {
-		if s.met && s.rate > passed && (failed == 0 || s.rate < failed) {
-			passed = s.rate
+	for _, s := range v.Steps {
+		if s.Met && s.Rate > passed && (failed == 0 || s.Rate < failed) {
+			passed = s.Rate
 		}
 	}
 	return passed, failed
@@ -132,7 +144,7 @@ func bracket(v visit) (passed, failed float64) {
 // Observe records a step of the current visit: whether it met the objective, and its seconds. The
 // last one may be shorter.
 func (e *Estimator) Observe(rate float64, met bool, seconds []Batch) {
-	s := step{rate: rate, met: met}
+	s := step{Rate: rate, Met: met}
 	var parts []Batch
 	var part Batch
 	for _, b := range seconds {
@@ -148,10 +160,10 @@ func (e *Estimator) Observe(rate float64, met bool, seconds []Batch) {
 		parts[n-1] = add(parts[n-1], part)
 	}
 	for _, part := range parts {
-		s.points = append(s.points, point{math.Log(rate), e.excess(part)})
+		s.Points = append(s.Points, point{math.Log(rate), e.excess(part)})
 	}
 	v := &e.visits[len(e.visits)-1]
-	v.steps = append(v.steps, s)
+	v.Steps = append(v.Steps, s)
 }
 
 // ops returns the number of ops, of which each is counted by at least one term.
@@ -199,15 +211,15 @@ func (e *Estimator) Estimate() (estimate Estimate, ok bool) {
 	var met, missed float64
 	var visits []visit
 	for _, v := range e.visits {
-		if len(v.steps) > 0 {
+		if len(v.Steps) > 0 {
 			visits = append(visits, v)
 		}
-		for _, s := range v.steps {
+		for _, s := range v.Steps {
 			switch {
-			case s.met:
-				met = max(met, s.rate)
-			case missed == 0 || s.rate < missed:
-				missed = s.rate
+			case s.Met:
+				met = max(met, s.Rate)
+			case missed == 0 || s.Rate < missed:
+				missed = s.Rate
 			}
 		}
 	}

@@ -27,17 +27,20 @@ const (
 )
 
 // point is a batch of ops: the logarithm of its rate, and its excess, 0 if it met the objective.
-type point struct{ x, excess float64 }
+type point struct {
+	X      float64 `json:"log_rate"`
+	Excess float64 `json:"excess"`
+}
 
 // fit returns the logarithm of the capacity by the steps of some visits.
 func fit(visits []visit) float64 {
 	var points []point
 	low, high := math.Inf(1), math.Inf(-1)
 	for _, v := range visits {
-		for _, s := range v.steps {
-			points = append(points, s.points...)
-			for _, p := range s.points {
-				low, high = min(low, p.x), max(high, p.x)
+		for _, s := range v.Steps {
+			points = append(points, s.Points...)
+			for _, p := range s.Points {
+				low, high = min(low, p.X), max(high, p.X)
 			}
 		}
 	}
@@ -48,10 +51,10 @@ func fit(visits []visit) float64 {
 	for n := range rounds {
 		bad, excess := float64(excessBatches), float64(excessBatches*usualExcess)
 		for _, p := range points {
-			if p.excess > 0 && n > 0 {
-				distance := (p.x - capacity) / near
+			if p.Excess > 0 && n > 0 {
+				distance := (p.X - capacity) / near
 				weight := math.Exp(-distance * distance / 2)
-				bad, excess = bad+weight, excess+weight*p.excess
+				bad, excess = bad+weight, excess+weight*p.Excess
 			}
 		}
 		share := min(max(bad/excess, rarest), commonest)
@@ -74,10 +77,10 @@ func logistic(points []point, middle float64) (at, slope float64) {
 		ga, gs := -at/(middleSD*middleSD), (usualSlope-slope)/(sd*sd)
 		haa, hss, has := 1/(middleSD*middleSD), 1/(sd*sd), 0.0
 		for _, p := range points {
-			x := p.x - middle
+			x := p.X - middle
 			share := 1 / (1 + math.Exp(-at-slope*x))
 			difference := -share
-			if p.excess > 0 {
+			if p.Excess > 0 {
 				difference = 1 - share
 			}
 			weight := share * (1 - share)

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -29,7 +30,12 @@ type Check struct {
 
 // Checks returns one verdict for each cell: whether it was measured, is valid and met its objective. A run that ended
 // early has one more, which is inconclusive: cells may be missing.
+//
+// Those of a gate are one for each metric, and one for the gate.
 func Checks(run results.Run) (all []Check) {
+	if run.Gate != nil {
+		return gateChecks(run)
+	}
 	varied := results.VariedKnobs(run.Cells)
 	for _, c := range run.Cells {
 		check := Check{
@@ -70,4 +76,36 @@ func judge(c results.Cell) (Outcome, string) {
 		return Failed, r.SLOBroken
 	}
 	return Passed, ""
+}
+
+// gateChecks returns the verdicts of a gate. What is not a pass is never a success: a metric without a verdict of its own
+// has that of the gate.
+func gateChecks(run results.Run) []Check {
+	g := *run.Gate
+	outcome := func(verdict string) Outcome {
+		known := map[string]Outcome{
+			results.GatePass: Passed, results.GateRegression: Failed, results.GateInvalid: Invalid,
+		}[verdict]
+		return cmp.Or(known, Inconclusive)
+	}
+	all := []Check{{
+		Suite: "gate", Name: "verdict", Outcome: outcome(g.Verdict), Message: cmp.Or(g.Why, g.Verdict),
+		Text: strings.Join(g.Warnings, "\n"),
+	}}
+	for _, c := range run.Cells {
+		for _, s := range c.Steps {
+			all[0].Seconds += s.Seconds
+		}
+	}
+	for _, m := range g.Metrics {
+		check := Check{
+			Suite: "gate", Name: m.Name, Outcome: outcome(m.Verdict),
+			Message: fmt.Sprintf("%s [%s, %s], margin %s", m.Text(m.Change), m.Text(m.Low), m.Text(m.High), m.Text(m.Worst())),
+		}
+		if g.Verdict == results.GateInvalid {
+			check.Outcome = Invalid
+		}
+		all = append(all, check)
+	}
+	return all
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/joshdk/go-junit"
 
+	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/export"
 )
 
@@ -200,5 +201,36 @@ func TestChecks(t *testing.T) {
 		"inconclusive the run is not complete: cells may be missing",
 	}; !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// The checks of a gate have the verdicts of the gate and of its metrics. No verdict but a pass is a success.
+func TestChecksOfAGate(t *testing.T) {
+	metrics := []results.GateMetric{
+		{Name: "cpu", Unit: "ns", Better: "lower", Margin: 0.05, Change: 0.07, Low: 0.04, High: 0.1, Verdict: results.GateRegression},
+		{Name: "errors", Unit: results.GateShare, Better: "lower", Margin: 0.005, Verdict: results.GatePass},
+		{Name: "burst", Unit: "rps", Better: "higher", Margin: 0.05, Verdict: results.GateInconclusive},
+	}
+	for verdict, want := range map[string]string{
+		results.GateRegression:   "failed failed passed inconclusive",
+		results.GatePass:         "passed failed passed inconclusive",
+		results.GateInconclusive: "inconclusive failed passed inconclusive",
+		results.GateUndecided:    "inconclusive failed passed inconclusive",
+		results.GateInvalid:      "invalid invalid invalid invalid",
+		"":                       "inconclusive failed passed inconclusive",
+	} {
+		run := results.Run{Complete: true, Gate: &results.Gate{Verdict: verdict, Why: "+7.0 % CPU", Metrics: metrics}}
+		var got []string
+		all := export.Checks(run)
+		for _, c := range all {
+			got = append(got, string(c.Outcome))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q: outcomes %v, want %s", verdict, got, want)
+		}
+		if all[0].Message != "+7.0 % CPU" || all[1].Message != "+7.0 % [+4.0 %, +10.0 %], margin +5.0 %" ||
+			all[3].Message != "+0.0 % [+0.0 %, +0.0 %], margin -4.8 %" {
+			t.Errorf("messages %q, %q, %q", all[0].Message, all[1].Message, all[3].Message)
+		}
 	}
 }

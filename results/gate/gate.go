@@ -47,15 +47,6 @@ func Looks() []Look {
 // MaxBlocks is the number of blocks of the last look.
 func MaxBlocks() int { return Looks()[len(Looks())-1].Blocks }
 
-// The verdicts on a gate, and without Invalid those on a metric.
-const (
-	Undecided    = "undecided" // more blocks are needed
-	Pass         = "pass"
-	Regression   = "regression"
-	Inconclusive = "inconclusive" // the last look did not decide
-	Invalid      = "invalid"      // too many blocks were dropped
-)
-
 // A gate is invalid if it dropped more than this share of the blocks, and at least tooManyDropped.
 const (
 	maxDropped     = 0.25
@@ -77,7 +68,7 @@ func New(metrics []Metric, seed uint64) (*Gate, error) {
 		return nil, fmt.Errorf("no metric: a gate needs at least one")
 	}
 	g := &Gate{metrics: metrics, null: newNull(len(metrics), seed)}
-	g.result = results.Gate{Verdict: Undecided, Seed: seed, Warnings: []string{}}
+	g.result = results.Gate{Verdict: results.GateUndecided, Seed: seed, Warnings: []string{}}
 	for _, m := range metrics {
 		g.result.Metrics = append(g.result.Metrics, m.Described())
 	}
@@ -90,7 +81,7 @@ func New(metrics []Metric, seed uint64) (*Gate, error) {
 // HeadFirst reports whether the head is measured first in the nth block, counted from 0.
 func HeadFirst(seed uint64, n int) bool { return rand.New(rand.NewPCG(seed, uint64(n))).IntN(2) == 1 }
 
-// Verdict returns the verdict so far. Once it is not Undecided, further blocks change nothing.
+// Verdict returns the verdict so far. Once it is not GateUndecided, further blocks change nothing.
 func (g *Gate) Verdict() string { return g.result.Verdict }
 
 // NextLook returns the number of counted blocks after which the gate may decide next, and how many it has.
@@ -101,7 +92,7 @@ func (g *Gate) NextLook() (at, counted int) {
 // Add adds a block, and decides if this is the last block of a look. It returns why the block does not count, "" if it
 // does.
 func (g *Gate) Add(base, head Slice, headFirst bool) (dropped string) {
-	if g.result.Verdict != Undecided {
+	if g.result.Verdict != results.GateUndecided {
 		return ""
 	}
 	b := results.GateBlock{HeadFirst: headFirst, Base: map[string]float64{}, Head: map[string]float64{}}
@@ -133,26 +124,26 @@ func (g *Gate) Add(base, head Slice, headFirst bool) (dropped string) {
 func (g *Gate) checkDropped() {
 	all := len(g.result.Blocks)
 	dropped := all - g.result.Counted
-	if g.result.Verdict == Regression || dropped < tooManyDropped || float64(dropped) <= maxDropped*float64(all) {
+	if g.result.Verdict == results.GateRegression || dropped < tooManyDropped || float64(dropped) <= maxDropped*float64(all) {
 		return
 	}
 	last := ""
 	for _, b := range g.result.Blocks {
 		last = cmp.Or(b.Dropped, last)
 	}
-	g.result.Verdict = Invalid
+	g.result.Verdict = results.GateInvalid
 	g.result.Why = fmt.Sprintf("%d of %d blocks do not count, for example because %s", dropped, all, last)
 }
 
 // Result returns the verdict with the figures of the last look, and all blocks. Base, Head and OfferedRPS are left to
 // the caller. End says that there are no more blocks.
 func (g *Gate) Result(end bool) results.Gate {
-	if g.result.Verdict == Undecided || g.result.Verdict == Invalid {
+	if g.result.Verdict == results.GateUndecided || g.result.Verdict == results.GateInvalid {
 		g.estimate()
 	}
 	r := g.result
-	if end && r.Verdict == Undecided {
-		r.Verdict = Inconclusive
+	if end && r.Verdict == results.GateUndecided {
+		r.Verdict = results.GateInconclusive
 		r.Why = fmt.Sprintf("there are %d blocks that count: a gate decides after %d or more", r.Counted, Looks()[0].Blocks)
 		if g.next > 0 {
 			r.Why = fmt.Sprintf("the first %d of the %d blocks that count did not decide, and the next look is after %d",
@@ -173,24 +164,24 @@ func (g *Gate) look() {
 	if look.Alarm > 0 {
 		chance, alarms = g.null.look(g.differences, look.Alarm)
 	}
-	verdict := Pass
+	verdict := results.GatePass
 	for i := range g.result.Metrics {
 		m := &g.result.Metrics[i]
-		m.Verdict, m.Chance = Inconclusive, nil
+		m.Verdict, m.Chance = results.GateInconclusive, nil
 		if chance != nil {
 			m.Chance = &chance[i]
 		}
 		switch {
 		case alarms != nil && alarms[i] && g.metrics[i].worsening(*m) >= m.Material:
-			m.Verdict, verdict = Regression, Regression
+			m.Verdict, verdict = results.GateRegression, results.GateRegression
 		case worse[i] <= look.Pass:
-			m.Verdict = Pass
-		case verdict != Regression:
-			verdict = Undecided
+			m.Verdict = results.GatePass
+		case verdict != results.GateRegression:
+			verdict = results.GateUndecided
 		}
 	}
-	if verdict == Undecided && g.next == len(Looks()) {
-		verdict = Inconclusive
+	if verdict == results.GateUndecided && g.next == len(Looks()) {
+		verdict = results.GateInconclusive
 	}
 	g.result.Verdict, g.result.Why = verdict, g.why(verdict)
 }
@@ -198,17 +189,17 @@ func (g *Gate) look() {
 // why says in words what decided.
 func (g *Gate) why(verdict string) string {
 	var names []string
-	for i, m := range g.result.Metrics {
+	for _, m := range g.result.Metrics {
 		if m.Verdict == verdict {
-			names = append(names, Text(m, m.Change)+" "+g.metrics[i].Title)
+			names = append(names, m.Text(m.Change)+" "+m.Title)
 		}
 	}
 	switch verdict {
-	case Regression:
+	case results.GateRegression:
 		return joined(names)
-	case Pass:
+	case results.GatePass:
 		return "every metric excludes a change for the worse by its margin"
-	case Inconclusive:
+	case results.GateInconclusive:
 		return fmt.Sprintf("%d blocks show no regression, but do not exclude one: %s", len(g.differences), joined(names))
 	}
 	return ""

@@ -33,7 +33,7 @@ func slice(f figures) gate.Slice {
 	s.Steady.ResponseAll = results.Latency{
 		Count: sent, P50: ns("p50", 1e6), P95: ns("p95", 3e6), P99: ns("p99", 9e6),
 	}
-	s.Steady.Hosts = []results.HostUsage{{CPUSeconds: or("cpu", 500_000) * sent / 1e9}}
+	s.Steady.Nodes = []results.NodeUsage{{CPUSeconds: or("cpu", 500_000) * sent / 1e9}}
 	return s
 }
 
@@ -58,7 +58,7 @@ func decide(t *testing.T, metrics []gate.Metric, seed uint64, block func() (base
 	if err != nil {
 		t.Fatal(err)
 	}
-	for g.Verdict() == gate.Undecided {
+	for g.Verdict() == results.GateUndecided {
 		base, head := block()
 		g.Add(base, head, false)
 	}
@@ -72,11 +72,11 @@ func TestOperatingCharacteristics(t *testing.T) {
 		sigma, effect float64
 		bounds        map[string]float64 // of the shares of the verdicts, and of the mean number of blocks; negative: least
 	}{
-		{0.02, 0, map[string]float64{gate.Regression: 0.01, gate.Pass: -0.99, "blocks": 9}},
-		{0.035, 0.05, map[string]float64{gate.Pass: 0.015, gate.Regression: -0.97}},
-		{0.05, 0, map[string]float64{gate.Regression: 0.01, gate.Pass: -0.97, "blocks": 22}},
-		{0.05, 0.05, map[string]float64{gate.Pass: 0.025, gate.Regression: -0.95}},
-		{0.08, 0.10, map[string]float64{gate.Pass: 0.005, gate.Regression: -0.97}},
+		{0.02, 0, map[string]float64{results.GateRegression: 0.01, results.GatePass: -0.99, "blocks": 9}},
+		{0.035, 0.05, map[string]float64{results.GatePass: 0.015, results.GateRegression: -0.97}},
+		{0.05, 0, map[string]float64{results.GateRegression: 0.01, results.GatePass: -0.97, "blocks": 22}},
+		{0.05, 0.05, map[string]float64{results.GatePass: 0.025, results.GateRegression: -0.95}},
+		{0.08, 0.10, map[string]float64{results.GatePass: 0.005, results.GateRegression: -0.97}},
 	} {
 		t.Run(fmt.Sprintf("sigma %v effect %v", test.sigma, test.effect), func(t *testing.T) {
 			t.Parallel()
@@ -90,7 +90,7 @@ func TestOperatingCharacteristics(t *testing.T) {
 				got["blocks"] += float64(r.Counted) / gates
 			}
 			t.Logf("%d gates: regression %.2f %%, pass %.2f %%, inconclusive %.2f %%, mean blocks %.1f", gates,
-				100*got[gate.Regression], 100*got[gate.Pass], 100*got[gate.Inconclusive], got["blocks"])
+				100*got[results.GateRegression], 100*got[results.GatePass], 100*got[results.GateInconclusive], got["blocks"])
 			for what, bound := range test.bounds {
 				if bound >= 0 && got[what] > bound || bound < 0 && got[what] < -bound {
 					t.Errorf("%s: %v, want %v (at least, if negative)", what, got[what], bound)
@@ -130,17 +130,17 @@ func TestEachMetricDecides(t *testing.T) {
 				}
 			}
 			for want, next := range map[string]func() (base, head gate.Slice){
-				gate.Pass: block(usual, 0.01), gate.Regression: block(worse, 0.02), gate.Inconclusive: block(usual, large),
+				results.GatePass: block(usual, 0.01), results.GateRegression: block(worse, 0.02), results.GateInconclusive: block(usual, large),
 			} {
 				r := decide(t, gate.Metrics(), 7, next)
 				if r.Verdict != want {
 					t.Errorf("verdict %s (%s), want %s", r.Verdict, r.Why, want)
 				}
-				if named := strings.Contains(r.Why, m.Title); named != (want != gate.Pass) {
+				if named := strings.Contains(r.Why, m.Title); named != (want != results.GatePass) {
 					t.Errorf("%s: why %q", want, r.Why)
 				}
 				for _, other := range r.Metrics {
-					if other.Name != m.Name && other.Verdict != gate.Pass {
+					if other.Name != m.Name && other.Verdict != results.GatePass {
 						t.Errorf("%s: metric %s has the verdict %s, want pass", want, other.Name, other.Verdict)
 					}
 				}
@@ -155,7 +155,7 @@ func TestImmaterialChangeIsNoRegression(t *testing.T) {
 	r := decide(t, gate.Metrics(), 1, func() (base, head gate.Slice) {
 		return slice(nil), slice(figures{"cpu": 5e5 * 1.01 * math.Exp(0.0005*random.NormFloat64())})
 	})
-	if r.Verdict != gate.Pass {
+	if r.Verdict != results.GatePass {
 		t.Errorf("verdict %s, want pass: +1 %% is certain, but below 2 %%", r.Verdict)
 	}
 }
@@ -167,7 +167,7 @@ func TestFailuresAreARegression(t *testing.T) {
 		head.Steady.ResponseAll = results.Latency{Count: 10_000}
 		return slice(nil), head
 	})
-	if r.Verdict != gate.Regression || r.Counted != 12 || r.Metrics[3].Head != 5e9 {
+	if r.Verdict != results.GateRegression || r.Counted != 12 || r.Metrics[3].Head != 5e9 {
 		t.Errorf("%s after %d blocks, p99 %v ns: want a regression after 12, and the timeout as p99",
 			r.Verdict, r.Counted, r.Metrics[3].Head)
 	}
@@ -187,7 +187,7 @@ func TestDroppedBlocks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := decide(t, gate.Metrics(), 1, func() (base, head gate.Slice) { return block[0], block[1] })
-			if all.Verdict != gate.Invalid || all.Counted != 0 || len(all.Blocks) != 4 || all.Blocks[0].Dropped == "" {
+			if all.Verdict != results.GateInvalid || all.Counted != 0 || len(all.Blocks) != 4 || all.Blocks[0].Dropped == "" {
 				t.Errorf("%s after %d blocks, %d counted (%s): want invalid after 4",
 					all.Verdict, len(all.Blocks), all.Counted, all.Why)
 			}
@@ -198,7 +198,7 @@ func TestDroppedBlocks(t *testing.T) {
 				}
 				return slice(nil), slice(nil)
 			})
-			if few.Verdict != gate.Pass || few.Counted != 8 || len(few.Blocks) != 9 {
+			if few.Verdict != results.GatePass || few.Counted != 8 || len(few.Blocks) != 9 {
 				t.Errorf("%s after %d blocks, %d counted: want pass after 9 with 8", few.Verdict, len(few.Blocks), few.Counted)
 			}
 		})
@@ -215,7 +215,7 @@ func TestTooFewBlocks(t *testing.T) {
 			base, head := noisy(random, 0.3, 0)
 			g.Add(base, head, false)
 		}
-		if r := g.Result(true); r.Verdict != gate.Inconclusive || !strings.Contains(r.Why, want) {
+		if r := g.Result(true); r.Verdict != results.GateInconclusive || !strings.Contains(r.Why, want) {
 			t.Errorf("%d blocks: %s (%s), want inconclusive with %q", blocks, r.Verdict, r.Why, want)
 		}
 	}
@@ -224,7 +224,7 @@ func TestTooFewBlocks(t *testing.T) {
 func TestMetricsOfASlice(t *testing.T) {
 	few := slice(nil)
 	few.Steady.ResponseAll = results.Latency{Count: 1100, P50: new(int64(1)), P95: new(int64(1)), P99: new(int64(1))}
-	few.Steady.Hosts, few.Burst = nil, nil
+	few.Steady.Nodes, few.Burst = nil, nil
 	var names []string
 	for _, m := range gate.Measurable(gate.Metrics(), few) {
 		names = append(names, m.Name)

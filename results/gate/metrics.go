@@ -15,6 +15,8 @@ type Slice struct {
 	Steady results.Step  // at the rate of the gate
 	Burst  *results.Step // under overload; nil = not measured
 	Speed  results.Speed // of the machine, before the slice; 0 = unknown
+	// Figures are those of another tool, by name; nil = the slice was measured here. Then Steady and Burst are empty.
+	Figures map[string]float64
 }
 
 // maxSpeedChange is the relative difference of the machine's speed of computing between the two slices of a block, from
@@ -52,17 +54,30 @@ type Metric struct {
 // target offers: select with Measurable.
 func Metrics() []Metric {
 	return []Metric{
-		{"cpu", "CPU time per request", "ns", false, 0.05, 0.02, cpuPerRequest},
+		{"cpu", "CPU time per request", "ns", false, 0.05, 0.02, CPU},
 		{"p50", "median response time", "ns", false, 0.05, 0.02, percentile(0.50)},
 		{"p95", "95th percentile of the response time", "ns", false, 0.05, 0.02, percentile(0.95)},
 		{"p99", "99th percentile of the response time", "ns", false, 0.10, 0.02, percentile(0.99)},
-		{"errors", "failed requests", share, false, 0.005, 0.001, failed},
+		{"errors", "failed requests", results.GateShare, false, 0.005, 0.001, failed},
 		{"burst", "throughput under overload", "rps", true, 0.05, 0.02, burst},
 	}
 }
 
 // spare is the share of the requests of the first slice that later slices may lack.
 const spare = 0.15
+
+// Foreign returns a metric of another tool. Its name is that in Slice.Figures.
+func Foreign(name, unit string, higher bool) Metric {
+	m := Metric{Name: name, Title: name, Unit: unit, Higher: higher, Margin: 0.05, Material: 0.02}
+	if unit == results.GateShare {
+		m.Margin, m.Material = 0.005, 0.001
+	}
+	m.of = func(s Slice) (float64, bool) {
+		value, known := s.Figures[name]
+		return value, known && (m.absolute() || value > 0)
+	}
+	return m
+}
 
 // Measurable returns the metrics that slices such as this one have: a percentile needs ten requests beyond it.
 func Measurable(metrics []Metric, s Slice) (measurable []Metric) {
@@ -75,12 +90,10 @@ func Measurable(metrics []Metric, s Slice) (measurable []Metric) {
 	return measurable
 }
 
-func cpuPerRequest(s Slice) (float64, bool) {
-	seconds := 0.0
-	for _, h := range s.Steady.Hosts {
-		seconds += h.CPUSeconds
-	}
-	return seconds * 1e9 / float64(max(s.Steady.Ledger.Sent, 1)), seconds > 0 && s.Steady.Ledger.Sent > 0
+// CPU returns the CPU time of all nodes per completed request, in nanoseconds.
+func CPU(s Slice) (ns float64, known bool) {
+	ns = 1e9 * s.Steady.CPUPerRequest()
+	return ns, ns > 0
 }
 
 // percentile returns a percentile of the response time, in which failures are infinitely slow. The value of a failure
@@ -116,10 +129,7 @@ func burst(s Slice) (float64, bool) {
 func (m Metric) value(s Slice) (float64, bool) { return m.of(s) }
 
 // absolute reports whether the metric is compared by its difference, and not by its ratio.
-func (m Metric) absolute() bool { return m.Unit == share }
-
-// share is the unit of metrics that are compared by their difference.
-const share = "share"
+func (m Metric) absolute() bool { return m.Unit == results.GateShare }
 
 // difference returns how much worse the head is: the logarithm of a ratio, or a difference of shares.
 func (m Metric) difference(base, head float64) float64 {
@@ -160,22 +170,11 @@ func (m Metric) worsening(g results.GateMetric) float64 {
 	return g.Change
 }
 
-// Text returns a change of a metric for people: "+7.2 %", or for shares "+0.30 points".
-func Text(m results.GateMetric, change float64) string {
-	if m.Unit == share {
-		return fmt.Sprintf("%+.2f points", 100*change)
-	}
-	return fmt.Sprintf("%+.1f %%", 100*change)
-}
-
-// CPU returns the CPU time per request of a slice, in nanoseconds.
-func CPU(s Slice) (ns float64, known bool) { return cpuPerRequest(s) }
-
 // Described returns the metric without figures.
 func (m Metric) Described() results.GateMetric {
 	better := map[bool]string{false: "lower", true: "higher"}[m.Higher]
 	return results.GateMetric{
-		Name: m.Name, Unit: m.Unit, Better: better, Margin: m.Margin, Material: m.Material, Verdict: Undecided,
+		Name: m.Name, Title: m.Title, Unit: m.Unit, Better: better, Margin: m.Margin, Material: m.Material, Verdict: results.GateUndecided,
 	}
 }
 
@@ -184,7 +183,9 @@ func (m Metric) Described() results.GateMetric {
 func With(metrics []Metric, bounds string, set func(m *Metric, bound float64)) ([]Metric, error) {
 	metrics = slices.Clone(metrics)
 	for _, term := range strings.FieldsFunc(bounds, func(r rune) bool { return r == ',' }) {
-		name, text, _ := strings.Cut(strings.TrimSpace(term), "=")
+		term = strings.TrimSpace(term)
+		at := max(strings.LastIndex(term, "="), 0) // names of benchmarks may have one, too
+		name, text := term[:at], strings.TrimPrefix(term[at:], "=")
 		percent, err := strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64)
 		i := slices.IndexFunc(metrics, func(m Metric) bool { return m.Name == name })
 		switch {

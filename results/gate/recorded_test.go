@@ -54,7 +54,7 @@ func TestRecorded(t *testing.T) {
 		t.Errorf("%d pairs with a run without cells", len(pairs))
 	}
 	pairs, _ = gate.Recorded(recordedRun(1), recordedRun(1))
-	pairs[1].Head.Steady.Hosts = nil
+	pairs[1].Head.Steady.Nodes = nil
 	if got := gate.InAll(gate.Metrics(), pairs); len(got) != 5 || got[0].Name != "p50" {
 		t.Errorf("metrics %v: want all but cpu", got)
 	}

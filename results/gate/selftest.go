@@ -3,6 +3,8 @@ package gate
 import (
 	"math"
 	"math/rand/v2"
+
+	"github.com/stagebench/stagebench/results"
 )
 
 // Tally counts the verdicts of many gates.
@@ -21,7 +23,7 @@ func Draw(metrics []Metric, measured []Pair, gates int, same bool, seed uint64) 
 		if err != nil {
 			return t, err
 		}
-		for g.Verdict() == Undecided {
+		for g.Verdict() == results.GateUndecided {
 			p := measured[random.IntN(len(measured))]
 			if same && random.IntN(2) == 1 {
 				p.Base, p.Head = p.Head, p.Base
@@ -32,7 +34,8 @@ func Draw(metrics []Metric, measured []Pair, gates int, same bool, seed uint64) 
 		t.Gates++
 		blocks += r.Counted
 		for verdict, count := range map[string]*int{
-			Regression: &t.Regression, Pass: &t.Pass, Inconclusive: &t.Inconclusive, Invalid: &t.Invalid,
+			results.GateRegression: &t.Regression, results.GatePass: &t.Pass,
+			results.GateInconclusive: &t.Inconclusive, results.GateInvalid: &t.Invalid,
 		} {
 			if r.Verdict == verdict {
 				*count++

@@ -1,6 +1,13 @@
 package hdr
 
-import "github.com/stagebench/stagebench/results"
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/stagebench/stagebench/results"
+)
 
 // Pool joins the distributions of several steps, so that percentiles are those of merged histograms.
 type Pool struct {
@@ -24,6 +31,87 @@ func (p *Pool) Add(r *Recorder) {
 		}
 	}
 	p.prompt.Merge(r.prompt)
+}
+
+// Merge adds all steps of another pool.
+func (p *Pool) Merge(o *Pool) {
+	for name, c := range o.classes {
+		pooled := p.classes[name]
+		if pooled == nil {
+			pooled = new(newClocks())
+			p.classes[name] = pooled
+		}
+		for i, h := range c {
+			pooled[i].Merge(h)
+		}
+	}
+	p.prompt.Merge(o.prompt)
+}
+
+// pooled is a pool as JSON.
+type pooled struct {
+	Classes map[string]*[clocks]*Histogram `json:"classes"`
+	Prompt  *Histogram                     `json:"without_lag"`
+}
+
+// MarshalJSON returns the histograms without loss.
+func (p *Pool) MarshalJSON() ([]byte, error) { return json.Marshal(pooled{p.classes, p.prompt}) }
+
+// UnmarshalJSON reads what MarshalJSON returned.
+func (p *Pool) UnmarshalJSON(text []byte) error {
+	read := pooled{Prompt: NewHistogram()}
+	if err := json.Unmarshal(text, &read); err != nil {
+		return err
+	}
+	*p = Pool{classes: map[string]*[clocks]*Histogram{}, prompt: read.Prompt}
+	for name, c := range read.Classes {
+		for i, h := range c {
+			if h == nil {
+				return fmt.Errorf("class %s has no histogram %s", name, tag(i))
+			}
+		}
+		p.classes[name] = c
+	}
+	return nil
+}
+
+// written is a histogram as JSON.
+type written struct {
+	Clamped int64  `json:"clamped,omitempty"`
+	V2      string `json:"v2,omitempty"` // compressed encoding of HdrHistogram; empty = no value
+}
+
+// MarshalJSON returns the counters without loss.
+func (h *Histogram) MarshalJSON() ([]byte, error) {
+	w := written{Clamped: h.clamped}
+	if h.Count() > 0 {
+		text, err := h.h.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+		if err != nil {
+			return nil, fmt.Errorf("encode histogram: %w", err)
+		}
+		w.V2 = string(text)
+	}
+	return json.Marshal(w)
+}
+
+// UnmarshalJSON reads what MarshalJSON returned.
+func (h *Histogram) UnmarshalJSON(text []byte) error {
+	var w written
+	if err := json.Unmarshal(text, &w); err != nil {
+		return err
+	}
+	*h = Histogram{clamped: w.Clamped}
+	if w.V2 == "" {
+		return nil
+	}
+	decoded, err := hdrhistogram.Decode([]byte(w.V2))
+	if err != nil {
+		return fmt.Errorf("decode histogram: %w", err)
+	}
+	if dropped := h.counters().Merge(decoded); dropped != 0 {
+		return fmt.Errorf("decode histogram: %d values are out of range", dropped)
+	}
+	return nil
 }
 
 // Fill sets the distributions of a step that has the sums of all added steps.

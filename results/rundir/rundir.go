@@ -5,12 +5,14 @@
 //	runs/<id>/cells/<cell>/latency.hlog  HDR interval log, written by results/hdr
 //	runs/<id>/cells/<cell>/timeline.csv  one row per second, see TimelineRow
 //	runs/<id>/cells/<cell>/logs/         logs of the nodes
+//	runs/<id>/cells/<cell>/repeat.json   a complete repeat of a matrix
 //	runs/latest                          link to the newest complete run without --out
 //
-// It computes nothing and never deletes a run. manifest.json and summary.json are
-// replaced by a rename. The other files grow by complete lines. So a run is
-// readable at any moment, and after its process was killed. Nothing is synced to
-// disk: a run survives a crash of its process, but not a crash of the machine.
+// It computes nothing and deletes no run. Discard deletes a part that will be measured
+// again. manifest.json and summary.json are replaced by a rename. The other files grow
+// by complete lines. So a run is readable at any moment, and after its process was
+// killed. Nothing is synced to disk: a run survives a crash of its process, but not a
+// crash of the machine.
 //
 // Order of calls: Create, then Cell, WriteManifest and WriteSummary in any order
 // and any number of times; Read at any time. A Dir may be used concurrently. The
@@ -194,7 +196,8 @@ func (d *Dir) replace(name string, value any) (err error) {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	// The umask decides who else may read results. os.CreateTemp would exclude everybody.
-	temp, err := os.OpenFile(filepath.Join(d.path, "."+name+"."+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	temp, err := os.OpenFile(filepath.Join(d.path, filepath.Dir(name), "."+filepath.Base(name)+"."+rand.Text()),
+		os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}

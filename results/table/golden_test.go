@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -59,6 +60,33 @@ func styles() map[string]Style {
 
 func TestLadderGolden(t *testing.T) {
 	golden(t, "ladder", styles(), Ladder(plainRun()))
+}
+
+// A gate in which each metric has another verdict, and one without any block that counts.
+func TestGateGolden(t *testing.T) {
+	chance := 0.0002
+	g := results.Gate{
+		Base: "bin/main", Head: "this binary", Verdict: results.GateRegression, Why: "+7.0 % CPU time per request",
+		OfferedRPS: 600, Counted: 12, Warnings: []string{"p99 is not compared"},
+		Blocks: slices.Repeat([]results.GateBlock{{}}, 12),
+		Metrics: []results.GateMetric{
+			{
+				Name: "cpu", Unit: "ns", Better: "lower", Margin: 0.05, Base: 512_345, Head: 548_210, Change: 0.07, Low: 0.041,
+				High: 0.1, Chance: &chance, Verdict: results.GateRegression,
+			},
+			{
+				Name: "errors", Unit: results.GateShare, Better: "lower", Margin: 0.005, Base: 0.001, Head: 0.0012,
+				Change: 0.0002, Low: -0.0001, High: 0.0005, Verdict: results.GatePass,
+			},
+			{
+				Name: "burst", Unit: "rps", Better: "higher", Margin: 0.05, Base: 1234, Head: 1201, Change: -0.027, Low: -0.06,
+				High: 0.01, Verdict: results.GateInconclusive,
+			},
+		},
+	}
+	g.Blocks = append(g.Blocks, results.GateBlock{Dropped: "head: something outside the run took 15% of the machine's CPU"})
+	none := results.Gate{Base: "a", Head: "b", Verdict: results.GateInvalid, Why: "4 of 4 blocks do not count", Metrics: g.Metrics}
+	golden(t, "gate", styles(), Gate(g), Gate(none))
 }
 
 // One host with several tiers, a tier that binds, and a peak that no CPU explains.

@@ -175,9 +175,12 @@ func (c Cell) With(notes ...string) Cell {
 	return c
 }
 
-// Run returns the tables of a run: those of Attack if it was an attack, and otherwise the ladder. Further tables show
+// Run returns the tables of a run: that of a gate, those of Attack if it was an attack, and otherwise the ladder. Further tables show
 // what the cells have: demand of the tiers, traces, and what happened while faults were injected.
 func Run(run results.Run) []Table {
+	if run.Gate != nil {
+		return []Table{Gate(*run.Gate)}
+	}
 	if len(run.Cells) == 1 && len(run.Cells[0].Steps) == 1 && run.Cells[0].Steps[0].Purpose == "attack" {
 		c := run.Cells[0]
 		return append(Attack(c.Steps[0], c.SLO), Traces(c.Trace)...)

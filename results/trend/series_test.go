@@ -21,8 +21,8 @@ func run() (results.Run, results.Manifest) {
 		Repeats: []float64{290, 310}, PeakRPS: 400, PeakLow: 380, PeakHigh: 420,
 		Reference: &results.Step{
 			ResponseAll: results.Latency{Count: 300, P50: ns(4e6), P95: ns(9e6)},
-			Ledger:      results.Ledger{Scheduled: 400, Sent: 200, Timeout: 4},
-			Hosts:       []results.HostUsage{{CPUSeconds: 0.1}, {CPUSeconds: 0.3}},
+			Ledger:      results.Ledger{Scheduled: 400, Sent: 204, OK: 200, Timeout: 4},
+			Nodes:       []results.NodeUsage{{CPUSeconds: 0.1}, {CPUSeconds: 0.3}},
 		},
 	}
 	other := cell

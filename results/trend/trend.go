@@ -113,11 +113,8 @@ func Metrics() []Metric {
 			return s.Ledger.ErrorRate(), s.Ledger.Scheduled > 0
 		})},
 		{"cpu", NS, false, atReference(func(s results.Step) (float64, bool) {
-			seconds := 0.0
-			for _, h := range s.Hosts {
-				seconds += h.CPUSeconds
-			}
-			return seconds * 1e9 / float64(max(s.Ledger.Sent, 1)), seconds > 0 && s.Ledger.Sent > 0
+			ns := 1e9 * s.CPUPerRequest()
+			return ns, ns > 0
 		})},
 	}
 }

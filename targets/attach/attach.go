@@ -1,8 +1,13 @@
-// Package attach checks the URL of a target that the user gave, before any load is sent.
+// Package attach checks the URL of a target that the user gave, before any load is sent, and runs the user's own
+// commands that start and stop it.
 //
 // By default load may only go to the loopback network, so that a typing mistake cannot
 // attack a stranger's service. Any other host must be allowed explicitly. Parse resolves
-// a host name, and all its addresses must be loopback. Nothing is sent to the target.
+// a host name, and all its addresses must be loopback. It sends nothing to the target.
+//
+// Start runs an up command, and the function that it returns the down command. A process of its own runs Serve, which
+// starts the commands, and ends them and all their descendants when its standard input closes. So nothing is left
+// behind and the down command runs, also if the process that called Start is killed.
 package attach
 
 import (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -50,10 +51,20 @@ type Bench struct {
 type Spec struct {
 	Topology sut.Topology
 	Load     load.Load
+	// Attached is the target; nil = the topology is started.
+	Attached *Attached
 	// Fixed configures a measurement at one rate; nil = the capacity is measured.
 	Fixed *Fixed
 	// Variant is the last element of the cell's directory; "" = none. It tells cells of one stage and workload apart.
 	Variant string
+}
+
+// stage returns the stage of the topology, or the name of another target.
+func (s Spec) stage() string {
+	if s.Attached != nil {
+		return s.Attached.Name
+	}
+	return string(s.Topology.Stage)
 }
 
 // Measure measures cells, and calls save with the cells so far after each visit. An error of a cell is stored in the
@@ -62,7 +73,7 @@ type Spec struct {
 func (b *Bench) Measure(ctx context.Context, specs []Spec, save func([]results.Cell) error) (err error) {
 	var runs []*cellRun
 	for _, s := range specs {
-		runs = append(runs, b.open(s))
+		runs = append(runs, b.open(s, path.Join(s.stage(), s.Load.Workload.Name(), s.Variant)))
 	}
 	defer func() { err = errors.Join(err, closeAll(context.WithoutCancel(ctx), runs)) }()
 	visits := b.visits(specs)
@@ -102,6 +113,48 @@ func closeAll(ctx context.Context, runs []*cellRun) error {
 	}
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// Search measures capacity, peak and latency of a target that is already there. It makes the visits of a plan one after
+// the other. It calls save with the cell so far after each visit. If nothing succeeds at first, the cell has only this
+// step, as its reference. Cancelling ctx ends the search early: Search then returns the cause, or else the error of
+// save.
+func Search(
+	ctx context.Context, s *Stepper, l load.Load, plan Plan, seed uint64, c results.Cell, save func(results.Cell) error,
+) error {
+	b := &Bench{
+		Plan: plan, SLO: s.SLO, Seed: seed, Progress: s.Progress,
+		Forecast: &Forecast{plan: plan, learned: map[string]float64{}},
+	}
+	spec := Spec{Load: l}
+	r := b.newRun(spec, c)
+	r.stepper = s
+	r.begin(warming)
+	probe, err := r.step(ctx, "warmup", plan.ReferenceRPS, plan.WarmupSlice)
+	if err == nil && probe.result.Ledger.OK == 0 {
+		r.reference.add(probe) // nothing works: the search would only say so later
+		measured, _ := r.concluded()
+		return save(measured)
+	}
+	if err != nil {
+		return err
+	}
+	visits := b.visits([]Spec{spec})
+	for k, v := range visits {
+		b.Progress.Visit(c.Stage+" "+c.Workload, k, len(visits), b.expected([]Spec{spec}, visits[k:]))
+		start := time.Now()
+		r.visits, r.repeated = v.n, 0
+		err := r.measure(ctx, v.n == 0, k == len(visits)-1)
+		measured, _ := r.concluded()
+		if failed := save(measured); err == nil {
+			err = failed
+		}
+		if err != nil {
+			return err
+		}
+		b.Forecast.Learn(spec, v.n, time.Since(start))
+	}
+	return nil
 }
 
 // Expected returns the expected duration of a measurement.
@@ -146,46 +199,4 @@ func (b *Bench) visits(specs []Spec) (all []visit) {
 		}
 	}
 	return all
-}
-
-// Search measures capacity, peak and latency of a target that is already there. It makes the visits of a plan one after
-// the other. It calls save with the cell so far after each visit. If nothing succeeds at first, the cell has only this
-// step, as its reference. Cancelling ctx ends the search early: Search then returns the cause, or else the error of
-// save.
-func Search(
-	ctx context.Context, s *Stepper, l load.Load, plan Plan, seed uint64, c results.Cell, save func(results.Cell) error,
-) error {
-	b := &Bench{
-		Plan: plan, SLO: s.SLO, Seed: seed, Progress: s.Progress,
-		Forecast: &Forecast{plan: plan, learned: map[string]float64{}},
-	}
-	spec := Spec{Load: l}
-	r := b.newRun(spec, c)
-	r.stepper = s
-	r.begin(warming)
-	probe, err := r.step(ctx, "warmup", plan.ReferenceRPS, plan.WarmupSlice)
-	if err == nil && probe.result.Ledger.OK == 0 {
-		r.reference.add(probe) // nothing works: the search would only say so later
-		measured, _ := r.concluded()
-		return save(measured)
-	}
-	if err != nil {
-		return err
-	}
-	visits := b.visits([]Spec{spec})
-	for k, v := range visits {
-		b.Progress.Visit(c.Stage+" "+c.Workload, k, len(visits), b.expected([]Spec{spec}, visits[k:]))
-		start := time.Now()
-		r.visits, r.repeated = v.n, 0
-		err := r.measure(ctx, v.n == 0, k == len(visits)-1)
-		measured, _ := r.concluded()
-		if failed := save(measured); err == nil {
-			err = failed
-		}
-		if err != nil {
-			return err
-		}
-		b.Forecast.Learn(spec, v.n, time.Since(start))
-	}
-	return nil
 }

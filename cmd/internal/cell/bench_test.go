@@ -211,9 +211,9 @@ func TestStepsAreRepeated(t *testing.T) {
 	if diff := cmp.Diff(want, steps); diff != "" {
 		t.Error("steps (-want +got):\n" + diff)
 	}
-	if !c.Valid || c.CapacityRPS != 400 || c.CapacityHigh != 0 || len(r.reference.parts) != 1 {
+	if !c.Valid || c.CapacityRPS != 400 || c.CapacityHigh != 0 || len(r.reference.Parts) != 1 {
 		t.Errorf("valid %v, capacity %v..%v, %d reference steps, warnings %q", c.Valid, c.CapacityRPS, c.CapacityHigh,
-			len(r.reference.parts), c.Warnings)
+			len(r.reference.Parts), c.Warnings)
 	}
 }
 
@@ -255,13 +255,13 @@ func TestHarmlessSteps(t *testing.T) {
 func TestReferenceIsPooled(t *testing.T) {
 	r := (&scripted{}).visits(t, Default().Visits)
 	c, _ := r.concluded()
-	slices, all := len(r.reference.parts), c.Reference
-	one := r.reference.parts[0].ResponseNS
+	slices, all := len(r.reference.Parts), c.Reference
+	one := r.reference.Parts[0].ResponseNS
 	if slices != r.Plan.Visits || one.P99 != nil || all.ResponseNS.P99 == nil || all.ResponseAll.P99 == nil {
 		t.Fatalf("%d slices, p99 %v, joined %v", slices, one.P99, all.ResponseNS)
 	}
 	var scheduled int64
-	for _, part := range r.reference.parts {
+	for _, part := range r.reference.Parts {
 		scheduled += part.Ledger.Scheduled
 	}
 	op := all.Ops["like"]

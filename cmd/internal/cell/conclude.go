@@ -11,9 +11,25 @@ import (
 
 // concluded returns the cells that were visited so far, with their figures.
 func concluded(runs []*cellRun) (visited []results.Cell) {
-	cells, estimates := make([]results.Cell, len(runs)), make([]capacity.Estimate, len(runs))
-	for i, r := range runs {
-		cells[i], estimates[i] = r.concluded()
+	var all []Joined
+	for _, r := range runs {
+		c, estimate := r.concluded()
+		all = append(all, Joined{c, estimate})
+	}
+	return Conclude(all)
+}
+
+// Joined is a cell with the estimate of its capacity. The zero value is a cell that was never visited.
+type Joined struct {
+	Cell     results.Cell
+	estimate capacity.Estimate
+}
+
+// Conclude returns the cells that were visited so far, in their order, with their gain over earlier ones.
+func Conclude(all []Joined) (visited []results.Cell) {
+	cells, estimates := make([]results.Cell, len(all)), make([]capacity.Estimate, len(all))
+	for i, j := range all {
+		cells[i], estimates[i] = j.Cell, j.estimate
 	}
 	for i := range cells {
 		c := &cells[i]

@@ -84,3 +84,37 @@ func onLoopback(endpoint *url.URL) bool {
 	_ = conn.Close() // nothing was sent
 	return true
 }
+
+// Attached is a target that is not one of our systems.
+type Attached struct {
+	Name     string // the stage of its cells
+	Endpoint *url.URL
+	Remote   bool                // on another machine
+	Clients  driver.ClientConfig // what all its clients have in common, such as headers
+	// Start starts it, and returns when it answers; nil = it always runs. Logs is a directory for its log. Stop stops it,
+	// and returns an error if it had ended before.
+	Start func(ctx context.Context, logs string) (stop func(context.Context) error, err error)
+}
+
+// attach starts a target that is not ours, and returns a stepper for it.
+func (r *cellRun) attach(ctx context.Context) (err error) {
+	if r.Attached.Start != nil {
+		if r.down, err = r.Attached.Start(ctx, r.logs); err != nil {
+			return err
+		}
+	}
+	config := r.Attached.Clients
+	config.Endpoint, config.Sources = r.Attached.Endpoint, Sources(r.Attached.Endpoint, r.Seed)
+	config.Connections, config.ConnectionLife, config.DialTimeout = r.Connections, r.ConnectionLife, dialTimeout
+	config.Log = r.Log
+	clients, err := driver.NewClients(config)
+	if err != nil {
+		return err
+	}
+	r.stepper = &Stepper{
+		Driver: r.Driver, Clients: clients, Workload: r.Load.Workload, SLO: r.SLO, Timeout: opTimeout, Drain: drainAtStop,
+		Progress: r.Progress, ClientCores: float64(Cores()), Remote: r.Attached.Remote, Log: r.files.log,
+		timeline: r.files.timeline,
+	}
+	return nil
+}

@@ -95,20 +95,9 @@ func (r *cellRun) checkWrites(ctx context.Context) error {
 	if c.Writes == nil {
 		c.Writes = &results.Writes{}
 	}
-	sum := c.Writes
-	sum.Acknowledged += writes.Acknowledged
-	sum.Lost += writes.Lost
-	sum.Ambiguous += writes.Ambiguous
-	sum.AmbiguousApplied += writes.AmbiguousApplied
-	sum.Unread += writes.Unread
 	discarded := mostDiscarded(system.Status())
-	sum.Conflicts += discarded.Conflicts
-	for column, lost := range discarded.Differences {
-		if sum.Discarded == nil {
-			sum.Discarded = map[string]int64{}
-		}
-		sum.Discarded[column] += lost
-	}
+	writes.Conflicts, writes.Discarded = discarded.Conflicts, discarded.Differences
+	c.Writes.Add(writes)
 	for _, lost := range system.Losses() {
 		if lost.Unknown {
 			c.Warnf("%s: %s", lost.Node, lost.Partial)

@@ -104,7 +104,15 @@ func (f *Forecast) key(s Spec, n int) string {
 	case f.plan.Visits - 1:
 		kind = "last"
 	}
-	return fmt.Sprintf("%s %v %s %s %s", f.plan.Mode, f.plan.Step.Max, s.Topology.Digest(), s.Load.Workload.Name(), kind)
+	return fmt.Sprintf("%s %v %s %s %s", f.plan.Mode, f.plan.Step.Max, s.digest(), s.Load.Workload.Name(), kind)
+}
+
+// digest identifies the target.
+func (s Spec) digest() string {
+	if s.Attached != nil {
+		return s.Attached.Endpoint.String()
+	}
+	return s.Topology.Digest()
 }
 
 // secondsFile returns the file of what was learned on this machine.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"strings"
 	"time"
 
@@ -43,12 +42,14 @@ type cellRun struct {
 	system  *local.System
 	stepper *Stepper
 	thaw    func() error
+	down    func(context.Context) error // stops a target that is not ours; nil = nothing to stop
 }
 
-// open prepares the measurement of a cell and starts nothing. An error is stored in the result.
-func (b *Bench) open(s Spec) *cellRun {
+// open prepares the measurement of a cell, with a directory of this name, and starts nothing. An error is stored in the
+// result.
+func (b *Bench) open(s Spec, name string) *cellRun {
 	r := b.newRun(s, b.describe(s))
-	dir, err := b.Run.Cell(path.Join(r.cell.Stage, r.cell.Workload, s.Variant))
+	dir, err := b.Run.Cell(name)
 	if err == nil {
 		r.logs = dir.LogsDir()
 		r.files, err = openFiles(dir, r.cell)
@@ -80,7 +81,7 @@ func (r *cellRun) close(ctx context.Context) error { return errors.Join(r.stop(c
 func (b *Bench) describe(s Spec) results.Cell {
 	t, l := s.Topology, s.Load
 	c := results.Cell{
-		Stage: string(t.Stage), Workload: l.Workload.Name(), Variant: s.Variant, Driver: b.Driver.Name(), Knobs: t.Knobs,
+		Stage: s.stage(), Workload: l.Workload.Name(), Variant: s.Variant, Driver: b.Driver.Name(), Knobs: t.Knobs,
 		Topology: t.Digest(), Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(),
 		SLO: b.SLO.String(), Trace: l.Trace,
 	}
@@ -153,11 +154,14 @@ func (r *cellRun) visit(ctx context.Context, n int, last bool) error {
 	if err != nil {
 		return err
 	}
-	if !last && r.Plan.Freeze && r.searches(r.Spec) && machine.SpareMemory() {
+	if !last && r.system != nil && r.Plan.Freeze && r.searches(r.Spec) && machine.SpareMemory() {
 		if r.thaw, err = r.system.Freeze(ctx); err == nil {
 			return nil
 		}
 		r.cell.Warnf("the system was restarted between two visits: %v", err)
+	}
+	if r.system == nil {
+		return r.stop(context.WithoutCancel(ctx))
 	}
 	if err := r.checkWrites(ctx); err != nil {
 		return err
@@ -172,6 +176,12 @@ func (r *cellRun) resume(ctx context.Context) error {
 		r.thaw = nil
 		return thaw()
 	}
+	if r.Attached != nil {
+		if err := r.attach(ctx); err != nil {
+			return err
+		}
+		return r.logIn(ctx)
+	}
 	var err error
 	if r.system, err = r.Up(ctx, r.Topology, r.logs); err != nil {
 		return err
@@ -185,6 +195,11 @@ func (r *cellRun) resume(ctx context.Context) error {
 	if r.stepper, err = r.newStepper(); err != nil {
 		return err
 	}
+	return r.logIn(ctx)
+}
+
+// logIn logs all users of the workload in.
+func (r *cellRun) logIn(ctx context.Context) error {
 	if err := r.stepper.Clients.LogIn(ctx, r.Load.Workload, opTimeout); err != nil {
 		return fmt.Errorf("before the measurement: %w", err)
 	}
@@ -204,7 +219,10 @@ func (r *cellRun) stop(ctx context.Context) error {
 		r.cell.Failovers = append(r.cell.Failovers, Failovers(r.system.Failovers())...)
 		errs = append(errs, r.system.Down(ctx))
 	}
-	r.thaw, r.stepper, r.system = nil, nil, nil
+	if r.down != nil {
+		errs = append(errs, r.down(ctx))
+	}
+	r.thaw, r.stepper, r.system, r.down = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -299,14 +317,14 @@ func (r *cellRun) measure(ctx context.Context, started, last bool) error {
 		return err
 	}
 	r.begin(steadily)
-	r.reference.wanted++
+	r.reference.Wanted++
 	r.slices = maxRepeated
 	if last {
 		r.slices = 2 * maxRepeated
 	}
 	for {
 		err := r.referenceSlice(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
-		if err != nil || !last || r.slices == 0 || len(r.reference.parts) == 0 || r.reference.step(r.SLO).Valid {
+		if err != nil || !last || r.slices == 0 || len(r.reference.Parts) == 0 || r.reference.step(r.SLO).Valid {
 			return err
 		}
 		r.slices--
@@ -354,7 +372,7 @@ func (r *cellRun) referenceSlice(ctx context.Context, purpose string, rate float
 		}
 		r.cell.Steps[len(r.cell.Steps)-1].Repeated = true
 		if final {
-			r.reference.rejected = append(r.reference.rejected, s.result)
+			r.reference.Rejected = append(r.reference.Rejected, s.result)
 			return err
 		}
 		r.slices--

@@ -62,52 +62,71 @@ type distributions struct {
 
 // pool joins the slices of the cell's latency measurement to one step. The zero value is empty.
 type pool struct {
-	parts    []results.Step
-	rejected []results.Step // slices that cannot be trusted, and are no part of the sum
-	wanted   int            // number of slices that the sum must have
-	clocks   *hdr.Pool
-	ages     *hdr.Histogram
-	hits     *hdr.Histogram
-	evidence results.Evidence
+	Parts    []results.Step   `json:"parts"`
+	Rejected []results.Step   `json:"rejected"` // slices that cannot be trusted, and are no part of the sum
+	Wanted   int              `json:"wanted"`   // number of slices that the sum must have
+	Clocks   *hdr.Pool        `json:"clocks"`   // nil = there is no slice
+	Ages     *hdr.Histogram   `json:"ages"`
+	Hits     *hdr.Histogram   `json:"hits"`
+	Evidence results.Evidence `json:"evidence"`
 }
 
 func (p *pool) add(s sample) {
-	if p.clocks == nil {
-		p.clocks, p.ages, p.hits = hdr.NewPool(), hdr.NewHistogram(), hdr.NewHistogram()
-		p.evidence.FDHeadroom = -1 // unknown: each slice is judged by its own
+	p.prepare()
+	p.Clocks.Add(s.distributions.recorder)
+	p.join([]results.Step{s.result}, s.distributions.ages, s.distributions.hits, s.distributions.evidence)
+}
+
+// prepare makes the histograms, if there are none.
+func (p *pool) prepare() {
+	if p.Clocks == nil {
+		p.Clocks, p.Ages, p.Hits = hdr.NewPool(), hdr.NewHistogram(), hdr.NewHistogram()
+		p.Evidence.FDHeadroom = -1 // unknown: each slice is judged by its own
 	}
-	p.parts = append(p.parts, s.result)
-	p.clocks.Add(s.distributions.recorder)
-	p.ages.Merge(s.distributions.ages)
-	p.hits.Merge(s.distributions.hits)
-	e := s.distributions.evidence
-	p.evidence.InFlightNS += e.InFlightNS
-	p.evidence.ServiceNS += e.ServiceNS
-	p.evidence.Recorded += e.Recorded
-	p.evidence.EarlierUnanswered += e.EarlierUnanswered
-	p.evidence.Stalls = append(p.evidence.Stalls, e.Stalls...)
+}
+
+// merge adds all slices of another pool.
+func (p *pool) merge(o pool) {
+	p.Rejected, p.Wanted = append(p.Rejected, o.Rejected...), p.Wanted+o.Wanted
+	if o.Clocks != nil {
+		p.prepare()
+		p.Clocks.Merge(o.Clocks)
+		p.join(o.Parts, o.Ages, o.Hits, o.Evidence)
+	}
+}
+
+// join adds slices, without their clocks.
+func (p *pool) join(parts []results.Step, ages, hits *hdr.Histogram, e results.Evidence) {
+	p.Parts = append(p.Parts, parts...)
+	p.Ages.Merge(ages)
+	p.Hits.Merge(hits)
+	p.Evidence.InFlightNS += e.InFlightNS
+	p.Evidence.ServiceNS += e.ServiceNS
+	p.Evidence.Recorded += e.Recorded
+	p.Evidence.EarlierUnanswered += e.EarlierUnanswered
+	p.Evidence.Stalls = append(p.Evidence.Stalls, e.Stalls...)
 }
 
 // step returns the joined step, nil if there are no slices. It is not valid if slices are missing because they could
 // not be trusted.
 func (p *pool) step(slo results.SLO) *results.Step {
 	switch {
-	case len(p.parts)+len(p.rejected) == 0:
+	case len(p.Parts)+len(p.Rejected) == 0:
 		return nil
-	case len(p.parts) == 0:
-		return &p.rejected[0]
-	case len(p.parts) == 1 && p.wanted <= 1:
-		return &p.parts[0]
+	case len(p.Parts) == 0:
+		return &p.Rejected[0]
+	case len(p.Parts) == 1 && p.Wanted <= 1:
+		return &p.Parts[0]
 	}
-	s := results.Join(p.parts)
-	p.clocks.Fill(&s)
+	s := results.Join(p.Parts)
+	p.Clocks.Fill(&s)
 	if s.Stale != nil {
-		s.Stale.AgeNS, s.Stale.HitAgeNS = p.ages.Latency(0), p.hits.Latency(0)
+		s.Stale.AgeNS, s.Stale.HitAgeNS = p.Ages.Latency(0), p.Hits.Latency(0)
 	}
-	results.Judge(&s, slo, p.evidence)
-	if missing := p.wanted - len(p.parts); missing > 0 && len(p.rejected) > 0 {
+	results.Judge(&s, slo, p.Evidence)
+	if missing := p.Wanted - len(p.Parts); missing > 0 && len(p.Rejected) > 0 {
 		s.Invalidate(fmt.Sprintf("%d of %d slices are missing, because they cannot be trusted; the first one: %s",
-			missing, p.wanted, p.rejected[0].Invalid[0]))
+			missing, p.Wanted, p.Rejected[0].Invalid[0]))
 	}
 	return &s
 }

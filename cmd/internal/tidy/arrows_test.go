@@ -45,6 +45,11 @@ func arrows() []arrow {
 			[]string{"sut", "sut/photos", "sut/imaging", "workloads/...", "workloads", "results"},
 			"turns the arguments of users into requests: files, traces, users and photos of the data set",
 		},
+		{
+			"cmd/internal/matrix",
+			[]string{"sut", "sut/ladder", "workloads/pace", "results", "results/pivot", "internal/nesting"},
+			"checks the names of stages, knobs, rates and figures in a file, and starts nothing",
+		},
 		{"cmd/internal/machine", []string{"results"}, "observes the machine and knows no target"},
 		{"internal/polltest", nil, "polls for any condition of any test"},
 		{"internal/porttest", nil, "finds addresses for the servers of any test"},
@@ -204,7 +209,8 @@ func pure() []string {
 		"sut", "sut/ladder", "sut/photos",
 		"targets/autoscale",
 		"workloads", "workloads/keys", "workloads/pace", "workloads/preset",
-		"results", "results/capacity", "results/gate", "results/table", "results/export", "results/trend",
+		"results", "results/capacity", "results/gate", "results/table", "results/export", "results/trend", "results/pivot",
+		"cmd/internal/matrix",
 	}
 }
 

@@ -29,8 +29,8 @@ func dependencies() []dependency {
 			[]string{"sut/edge/..."},
 		},
 		{
-			"github.com/goccy/go-yaml", "workload, fault and price files; errors name line and column",
-			[]string{"workloads/file", "targets/faults", "internal/nesting", "results/scorecard"},
+			"github.com/goccy/go-yaml", "workload, fault, price and matrix files; errors name line and column",
+			[]string{"workloads/file", "targets/faults", "internal/nesting", "results/scorecard", "cmd/internal/matrix"},
 		},
 		{"github.com/google/go-cmp", "tests: readable differences", nil},
 		{
@@ -62,6 +62,7 @@ func dependencies() []dependency {
 			[]string{"sut/cache", "sut/redis", "sut/session"},
 		},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
+		{"github.com/santhosh-tekuri/jsonschema/v6", "tests: the schema of matrix files", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
 		{"github.com/spf13/pflag", "the flags of commands", []string{"cmd/..."}},
 		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta", "results/foreign"}},

@@ -3,12 +3,81 @@ package cell
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
 
 	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/cmd/internal/machine"
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/capacity"
 	"github.com/stagebench/stagebench/results/gate"
 )
+
+// Repeat is what one repeat of a cell has measured, with processes of its own. As JSON it has everything that is needed
+// to join it with other repeats as the visits of a run are joined.
+type Repeat struct {
+	Cell       results.Cell        `json:"cell"`
+	Capacity   *capacity.Estimator `json:"capacity"`
+	Quiet      *capacity.Estimator `json:"quiet_capacity"` // without the steps that cannot be trusted
+	QuietPeaks []float64           `json:"quiet_peaks"`
+	Reference  pool                `json:"reference"`
+}
+
+// RepeatName returns the name of the directory of a repeat, counted from 0, in a run directory.
+func RepeatName(s Spec, n int) string {
+	return path.Join(s.stage(), s.Load.Workload.Name(), s.Variant, fmt.Sprintf("repeat-%d", n+1))
+}
+
+// Repeat measures a cell once, with new processes. n is the number of the repeat, from 0: each has arrivals and ops of
+// its own. Cancelling ctx ends it early, and Repeat then returns the cause of that.
+func (b *Bench) Repeat(ctx context.Context, s Spec, n int) (Repeat, error) {
+	r := b.open(s, RepeatName(s, n))
+	err := r.failed
+	if err == nil {
+		err = r.visit(ctx, n, true)
+	}
+	err = errors.Join(err, r.close(context.WithoutCancel(ctx)), context.Cause(ctx))
+	return Repeat{r.cell, r.estimator, r.quiet.estimator, r.quiet.peaks, r.reference}, err
+}
+
+// Join returns the cell of several repeats.
+func (b *Bench) Join(s Spec, repeats []Repeat) Joined {
+	if len(repeats) == 0 {
+		return Joined{Cell: b.describe(s)}
+	}
+	r := b.newRun(s, b.describe(s))
+	for _, p := range repeats {
+		r.join(p)
+	}
+	c, estimate := r.concluded()
+	return Joined{c, estimate}
+}
+
+// join adds a repeat to the measurement of its cell.
+func (r *cellRun) join(p Repeat) {
+	c, more := &r.cell, p.Cell
+	c.Steps, c.Peaks = append(c.Steps, more.Steps...), append(c.Peaks, more.Peaks...)
+	c.Speeds, c.Failovers = append(c.Speeds, more.Speeds...), append(c.Failovers, more.Failovers...)
+	for _, w := range more.Warnings {
+		if !slices.Contains(c.Warnings, w) {
+			c.Warnings = append(c.Warnings, w)
+		}
+	}
+	c.BringUpNS, c.WarmupCutNS = more.BringUpNS, max(c.WarmupCutNS, more.WarmupCutNS)
+	maps.Copy(c.Versions, more.Versions)
+	if more.Writes != nil {
+		if c.Writes == nil {
+			c.Writes = &results.Writes{}
+		}
+		c.Writes.Add(*more.Writes)
+	}
+	r.estimator.Append(p.Capacity)
+	r.quiet.estimator.Append(p.Quiet)
+	r.quiet.peaks = append(r.quiet.peaks, p.QuietPeaks...)
+	r.reference.merge(p.Reference)
+}
 
 // Slices measures one configuration again and again, for the blocks of a gate. Each slice has restarted processes, if
 // they are ours: two systems that stay up could differ for good in what happened at their start.
@@ -21,16 +90,11 @@ type Slices struct {
 // Slices prepares the measurement of a configuration, and starts nothing. Close must be called.
 func (b *Bench) Slices(s Spec) (*Slices, error) {
 	s.Fixed = &Fixed{} // no search
-	r := b.open(s)
-	return &Slices{r: r}, errors.Join(r.failed, closedIf(r))
-}
-
-// closedIf closes the files of a cell that failed to open.
-func closedIf(r *cellRun) error {
-	if r.failed == nil {
-		return nil
+	r := b.open(s, path.Join(s.stage(), s.Load.Workload.Name(), s.Variant))
+	if r.failed != nil {
+		return nil, errors.Join(r.failed, r.files.close())
 	}
-	return r.files.close()
+	return &Slices{r: r}, nil
 }
 
 // SlicesOf prepares the same for a target that is already there. The stepper belongs to the caller.

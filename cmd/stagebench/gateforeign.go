@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/compare"
+	"github.com/stagebench/stagebench/results/foreign"
+	"github.com/stagebench/stagebench/results/gate"
+)
+
+// samples are the slices that files of another tool have, with the metrics of them.
+type samples struct {
+	metrics []gate.Metric
+	slices  []gate.Slice
+}
+
+// foreign judges files of other tools.
+func (o gateOptions) foreign(ctx context.Context, s streams) error {
+	read := func(c contender) (samples, error) {
+		return interruptible(ctx, func() (samples, error) {
+			all, err := readSamples(strings.Split(c.text, ","))
+			return all, exit.Usage(err)
+		})
+	}
+	base, err := read(o.baseIs)
+	if err != nil {
+		return err
+	}
+	head, err := read(o.headIs)
+	if err != nil {
+		return err
+	}
+	shared := slices.DeleteFunc(base.metrics, func(m gate.Metric) bool {
+		return slices.Contains(without([]gate.Metric{m}, head.metrics), m.Name)
+	})
+	if shared, err = o.bounded(shared); err != nil {
+		return err
+	}
+	var pairs []gate.Pair
+	for i := range min(len(base.slices), len(head.slices)) {
+		pairs = append(pairs, gate.Pair{Base: base.slices[i], Head: head.slices[i]})
+	}
+	compared := gate.InAll(shared, pairs)
+	if len(compared) == 0 {
+		return exit.Invalidf("%s and %s have no figure in common that each sample has\n"+
+			"measure both with the same tool and the same settings", o.base, o.head)
+	}
+	result, err := o.judge(compared, pairs)
+	if err != nil {
+		return err
+	}
+	result.Warnings = append(result.Warnings, "the samples count as blocks in their order: measure base and head in turn, "+
+		"or a change of the machine counts as one of the head")
+	if missing := without(slices.Concat(base.metrics, head.metrics), compared); len(missing) > 0 && len(o.metrics) == 0 {
+		slices.Sort(missing)
+		result.Warnings = append(result.Warnings, "not compared, because a sample of base or head lacks them: "+
+			strings.Join(slices.Compact(missing), ", "))
+	}
+	if b, h := len(base.slices), len(head.slices); b != h {
+		result.Warnings = append(result.Warnings, fmt.Sprintf("base has %d samples and head %d: the last ones do not count", b, h))
+	}
+	run := results.Run{Schema: results.Schema, Complete: true, Gate: &result}
+	return errors.Join(o.write(s, run), o.verdict(s, result))
+}
+
+// readSamples reads files of other tools. Each file of vegeta or k6 is one sample, and benchmarks have several.
+func readSamples(names []string) (all samples, err error) {
+	for _, name := range names {
+		read, err := readCompared(name)
+		if err != nil {
+			return all, err
+		}
+		more := serviceTimes(read.Run)
+		if read.Tool == foreign.Benchmarks {
+			more = benchmarks(read.series)
+		}
+		if all.metrics == nil {
+			all.metrics = more.metrics
+		}
+		all.slices = append(all.slices, more.slices...)
+	}
+	return all, nil
+}
+
+// serviceTimes returns the sample of a file of vegeta or k6. Their latencies begin when a request is sent.
+func serviceTimes(r compare.Run) samples {
+	step, figures := r.Cells[0].Steps[0], map[string]float64{}
+	all := samples{slices: []gate.Slice{{Figures: figures}}}
+	clock, times := "service", step.ServiceNS
+	if times.Count == 0 {
+		clock, times = "response", step.ResponseAll
+	}
+	for name, ns := range map[string]*int64{"p50": times.P50, "p95": times.P95, "p99": times.P99} {
+		if ns != nil {
+			figures[clock+"-"+name] = float64(*ns)
+		}
+	}
+	figures["errors"] = step.Ledger.ErrorRate()
+	for _, name := range []string{clock + "-p50", clock + "-p95", clock + "-p99"} {
+		all.metrics = append(all.metrics, gate.Foreign(name, "ns", false))
+	}
+	all.metrics = append(all.metrics, gate.Foreign("errors", results.GateShare, false))
+	return all
+}
+
+// benchmarks returns the samples of Go benchmarks: the nth line of each benchmark belongs to the nth slice. A unit whose
+// better direction is unknown counts as one of which less is better.
+func benchmarks(series []compare.Series) (all samples) {
+	for _, one := range series {
+		name := strings.TrimPrefix(one.Package+"/", "/") + one.Name + " " + one.Unit
+		all.metrics = append(all.metrics, gate.Foreign(name, one.Unit, one.Better > 0))
+		for i, value := range one.Values {
+			if i == len(all.slices) {
+				all.slices = append(all.slices, gate.Slice{Figures: map[string]float64{}})
+			}
+			all.slices[i].Figures[name] = value
+			if one.Invalid {
+				all.slices[i].Steady.Invalid = []string{fmt.Sprintf("%s is marked as not valid", one.Name)}
+			}
+		}
+	}
+	return all
+}
