@@ -116,7 +116,7 @@ func (o *gateOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
 	f.Uint64Var(&o.seed, "seed", 1, "seed of data, arrivals, keys, the order of slices, and the test")
 	f.IntVarP(&o.connections, "connections", "c", 64, "number of connections, the maximum of requests in flight")
-	f.VarP(&o.rate, "rate", "r", "rate of all slices in requests/s; 0 = 40 % of the throughput of the base under overload")
+	f.VarP(&o.rate, "rate", "r", "rate of all slices in requests/s; 0 = 30 % of the throughput of the base under overload")
 	f.DurationVar(&o.slice, "slice", 4*time.Second, "length of a slice")
 	f.DurationVar(&o.burst, "burst", 2*time.Second, "length of the overload after each slice; 0 = none")
 	f.DurationVar(&o.warmup, "warmup", 500*time.Millisecond, "length of a part of the warm-up, which has up to 4 parts")
@@ -241,7 +241,9 @@ func (o gateOptions) write(s streams, run results.Run) error {
 // verdict returns the error of a verdict that is not a pass.
 func (o gateOptions) verdict(s streams, g results.Gate) error {
 	switch {
-	case g.Verdict == results.GatePass || g.Verdict == results.GateUndecided: // undecided: it was interrupted, and that is the error
+	case g.Verdict == results.GatePass:
+		return nil
+	case g.Verdict == results.GateUndecided: // it was interrupted, and that is the error
 		return nil
 	case g.Verdict == results.GateInvalid:
 		return exit.Invalidf("the gate is invalid: %s\nrepeat it on a quiet machine", g.Why)

@@ -21,7 +21,6 @@ import (
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results"
-	"github.com/stagebench/stagebench/results/gate"
 	"github.com/stagebench/stagebench/results/rundir"
 )
 

@@ -55,15 +55,16 @@ func (o gateOptions) foreign(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	result.Warnings = append(result.Warnings, "the samples count as blocks in their order: measure base and head in turn, "+
-		"or a change of the machine counts as one of the head")
+	result.Warnings = append(result.Warnings, "the samples count as blocks in their order: measure base and head in "+
+		"turn, or a change of the machine counts as one of the head")
 	if missing := without(slices.Concat(base.metrics, head.metrics), compared); len(missing) > 0 && len(o.metrics) == 0 {
 		slices.Sort(missing)
 		result.Warnings = append(result.Warnings, "not compared, because a sample of base or head lacks them: "+
 			strings.Join(slices.Compact(missing), ", "))
 	}
 	if b, h := len(base.slices), len(head.slices); b != h {
-		result.Warnings = append(result.Warnings, fmt.Sprintf("base has %d samples and head %d: the last ones do not count", b, h))
+		result.Warnings = append(result.Warnings, fmt.Sprintf("base has %d samples and head %d: the last ones do not count",
+			b, h))
 	}
 	run := results.Run{Schema: results.Schema, Complete: true, Gate: &result}
 	return errors.Join(o.write(s, run), o.verdict(s, result))
@@ -76,9 +77,11 @@ func readSamples(names []string) (all samples, err error) {
 		if err != nil {
 			return all, err
 		}
-		more := serviceTimes(read.Run)
+		var more samples
 		if read.Tool == foreign.Benchmarks {
 			more = benchmarks(read.series)
+		} else {
+			more = serviceTimes(read.Run)
 		}
 		if all.metrics == nil {
 			all.metrics = more.metrics
@@ -109,8 +112,8 @@ func serviceTimes(r compare.Run) samples {
 	return all
 }
 
-// benchmarks returns the samples of Go benchmarks: the nth line of each benchmark belongs to the nth slice. A unit whose
-// better direction is unknown counts as one of which less is better.
+// benchmarks returns the samples of Go benchmarks: the nth line of each benchmark belongs to the nth slice. A unit
+// whose better direction is unknown counts as one of which less is better.
 func benchmarks(series []compare.Series) (all samples) {
 	for _, one := range series {
 		name := strings.TrimPrefix(one.Package+"/", "/") + one.Name + " " + one.Unit

@@ -10,7 +10,6 @@ import (
 	"math"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,83 +29,6 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
 )
-
-// The kinds of contenders, as errors name them.
-const (
-	aBinary   = "a binary"
-	aRun      = "a run"
-	aURL      = "a URL"
-	aTopology = "a setting of knobs"
-	aFile     = "a file of another tool"
-)
-
-// contender is the base or the head of a gate.
-type contender struct {
-	kind  string
-	side  string // "base" or "head"
-	text  string // as the user wrote it
-	stage string // of a topology; "" = that of --stage
-	knobs []string
-}
-
-// contenderOf finds out what a user has named.
-func contenderOf(side, text string) (contender, error) {
-	c := contender{side: side, text: text}
-	info, err := os.Stat(text)
-	switch {
-	case text == "":
-		return c, exit.Usagef("gate wants --%s\nsee: stagebench gate --help", side)
-	case strings.Contains(text, "://"):
-		c.kind = aURL
-	case err == nil && info.IsDir():
-		c.kind = aRun
-	case err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0:
-		c.kind = aBinary
-		return c, checkBinary(side, text)
-	case err == nil && info.Mode().IsRegular() || areFiles(strings.Split(text, ",")):
-		c.kind = aFile
-	case strings.Contains(text, "="):
-		c.kind = aTopology
-		for _, setting := range strings.Split(text, ",") {
-			if name, value, _ := strings.Cut(setting, "="); name == "stage" {
-				c.stage = value
-			} else {
-				c.knobs = append(c.knobs, setting)
-			}
-		}
-	default:
-		return c, exit.Usagef("--%s %s: no such file or directory\n"+
-			"want a binary, the directory of a run, a URL, knobs such as cache.engine=redis, or files of another tool",
-			side, text)
-	}
-	return c, nil
-}
-
-// areFiles reports whether all of these are regular files.
-func areFiles(names []string) bool {
-	for _, name := range names {
-		if info, err := os.Stat(name); err != nil || !info.Mode().IsRegular() {
-			return false
-		}
-	}
-	return true
-}
-
-// checkBinary returns an error if a file is no stagebench binary.
-func checkBinary(side, path string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	name, err := filepath.Abs(path)
-	if err != nil {
-		return err
-	}
-	out, err := exec.CommandContext(ctx, name, "--version").Output()
-	if err != nil || !strings.HasPrefix(string(out), "stagebench version ") {
-		return exit.Usagef("--%s %s: this file is not a stagebench binary\n"+
-			"name the path of one, such as bin/stagebench of another checkout", side, path)
-	}
-	return nil
-}
 
 // pair measures base and head in turn.
 type pair struct {
@@ -268,8 +190,9 @@ func ownTimes(l load.Load) error {
 		l.Workload.Name())
 }
 
-// hostsShare is the share of the machine's CPU that the hosts of the larger system have. A host that waits for its budget
-// is noise, and so is a client that is late: with three quarters, four of five blocks did not count for that reason.
+// hostsShare is the share of the machine's CPU that the hosts of the larger system have. A host that waits for its
+// budget is noise, and so is a client that is late: with three quarters, four of five blocks did not count for that
+// reason.
 const hostsShare = 0.5
 
 // topologies returns those of base and head, and the CPU unit of their hosts.
@@ -358,9 +281,9 @@ func (p *pair) attached(ctx context.Context, s streams, a aim, d destination) (*
 	return p.bench().SlicesOf(stepper, d.load, c), nil
 }
 
-// rateShare is the rate of the slices as a share of the throughput of the base under overload: about half of its
-// capacity.
-const rateShare = 0.4
+// rateShare is the rate of the slices as a share of the throughput of the base under overload. The hosts are then busy
+// for about half of the time: under overload, requests share wake-ups and cost less.
+const rateShare = 0.3
 
 // overloadOfBase is the rate of a burst, as a multiple of the throughput of the base under overload.
 const overloadOfBase = 1.5

@@ -78,8 +78,8 @@ func judge(c results.Cell) (Outcome, string) {
 	return Passed, ""
 }
 
-// gateChecks returns the verdicts of a gate. What is not a pass is never a success: a metric without a verdict of its own
-// has that of the gate.
+// gateChecks returns the verdicts of a gate. What is not a pass is never a success: a metric without a verdict of its
+// own has that of the gate.
 func gateChecks(run results.Run) []Check {
 	g := *run.Gate
 	outcome := func(verdict string) Outcome {

@@ -207,7 +207,10 @@ func TestChecks(t *testing.T) {
 // The checks of a gate have the verdicts of the gate and of its metrics. No verdict but a pass is a success.
 func TestChecksOfAGate(t *testing.T) {
 	metrics := []results.GateMetric{
-		{Name: "cpu", Unit: "ns", Better: "lower", Margin: 0.05, Change: 0.07, Low: 0.04, High: 0.1, Verdict: results.GateRegression},
+		{
+			Name: "cpu", Unit: "ns", Better: "lower", Margin: 0.05, Change: 0.07, Low: 0.04, High: 0.1,
+			Verdict: results.GateRegression,
+		},
 		{Name: "errors", Unit: results.GateShare, Better: "lower", Margin: 0.005, Verdict: results.GatePass},
 		{Name: "burst", Unit: "rps", Better: "higher", Margin: 0.05, Verdict: results.GateInconclusive},
 	}

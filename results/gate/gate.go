@@ -124,7 +124,8 @@ func (g *Gate) Add(base, head Slice, headFirst bool) (dropped string) {
 func (g *Gate) checkDropped() {
 	all := len(g.result.Blocks)
 	dropped := all - g.result.Counted
-	if g.result.Verdict == results.GateRegression || dropped < tooManyDropped || float64(dropped) <= maxDropped*float64(all) {
+	few := dropped < tooManyDropped || float64(dropped) <= maxDropped*float64(all)
+	if few || g.result.Verdict == results.GateRegression {
 		return
 	}
 	last := ""

@@ -130,7 +130,8 @@ func TestEachMetricDecides(t *testing.T) {
 				}
 			}
 			for want, next := range map[string]func() (base, head gate.Slice){
-				results.GatePass: block(usual, 0.01), results.GateRegression: block(worse, 0.02), results.GateInconclusive: block(usual, large),
+				results.GatePass: block(usual, 0.01), results.GateRegression: block(worse, 0.02),
+				results.GateInconclusive: block(usual, large),
 			} {
 				r := decide(t, gate.Metrics(), 7, next)
 				if r.Verdict != want {
@@ -202,6 +203,22 @@ func TestDroppedBlocks(t *testing.T) {
 				t.Errorf("%s after %d blocks, %d counted: want pass after 9 with 8", few.Verdict, len(few.Blocks), few.Counted)
 			}
 		})
+	}
+}
+
+// A late client does not drop a block, because its lag is left out. With failures, the lag is part of the percentiles.
+func TestLagIsLeftOut(t *testing.T) {
+	late := slice(figures{"p99": 12e6})
+	late.Steady.Valid, late.Steady.Excused, late.Steady.Invalid = false, true, []string{"the client was late"}
+	late.Steady.ResponseNoLag = slice(nil).Steady.ResponseAll
+	r := decide(t, gate.Metrics(), 1, func() (base, head gate.Slice) { return slice(nil), late })
+	if r.Verdict != results.GatePass || r.Metrics[3].Head != 9e6 || r.Counted != 8 {
+		t.Errorf("%s, p99 %v, %d blocks: want a pass with the p99 of 9 ms", r.Verdict, r.Metrics[3].Head, r.Counted)
+	}
+	late.Steady.ResponseNoLag.Count--
+	r = decide(t, gate.Metrics(), 1, func() (base, head gate.Slice) { return slice(nil), late })
+	if r.Verdict != results.GateRegression || r.Metrics[3].Head != 12e6 {
+		t.Errorf("%s, p99 %v: want a regression with the p99 of 12 ms, because of a failure", r.Verdict, r.Metrics[3].Head)
 	}
 }
 

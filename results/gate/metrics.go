@@ -30,7 +30,8 @@ func doubt(base, head Slice) string {
 		name string
 		Slice
 	}{{"base", base}, {"head", head}} {
-		if !side.Steady.Valid && len(side.Steady.Invalid) > 0 {
+		// A step that is excused is one whose client was late, and percentiles are compared without its lag.
+		if !side.Steady.Trusted() && len(side.Steady.Invalid) > 0 {
 			return side.name + ": " + side.Steady.Invalid[0]
 		}
 	}
@@ -97,7 +98,7 @@ func CPU(s Slice) (ns float64, known bool) {
 }
 
 // percentile returns a percentile of the response time, in which failures are infinitely slow. The value of a failure
-// is the timeout, because a response would have taken longer.
+// is the timeout, because a response would have taken longer. If nothing failed, the lag of the client is left out.
 func percentile(q float64) func(Slice) (float64, bool) {
 	const beyond = 10
 	return func(s Slice) (float64, bool) {
@@ -105,7 +106,11 @@ func percentile(q float64) func(Slice) (float64, bool) {
 		if float64(l.Count)*(1-q) < beyond-1e-6 { // 1-q is not exact
 			return 0, false
 		}
-		value := map[float64]*int64{0.50: l.P50, 0.95: l.P95, 0.99: l.P99}[q]
+		of := func(l results.Latency) *int64 { return map[float64]*int64{0.50: l.P50, 0.95: l.P95, 0.99: l.P99}[q] }
+		value := of(l)
+		if own := s.Steady.ResponseNoLag; own.Count == l.Count && of(own) != nil {
+			value = of(own)
+		}
 		if value == nil {
 			return float64(s.Steady.TimeoutNS), s.Steady.TimeoutNS > 0
 		}
@@ -174,7 +179,8 @@ func (m Metric) worsening(g results.GateMetric) float64 {
 func (m Metric) Described() results.GateMetric {
 	better := map[bool]string{false: "lower", true: "higher"}[m.Higher]
 	return results.GateMetric{
-		Name: m.Name, Title: m.Title, Unit: m.Unit, Better: better, Margin: m.Margin, Material: m.Material, Verdict: results.GateUndecided,
+		Name: m.Name, Title: m.Title, Unit: m.Unit, Better: better, Margin: m.Margin,
+		Material: m.Material, Verdict: results.GateUndecided,
 	}
 }
 

@@ -84,8 +84,10 @@ func TestGateGolden(t *testing.T) {
 			},
 		},
 	}
-	g.Blocks = append(g.Blocks, results.GateBlock{Dropped: "head: something outside the run took 15% of the machine's CPU"})
-	none := results.Gate{Base: "a", Head: "b", Verdict: results.GateInvalid, Why: "4 of 4 blocks do not count", Metrics: g.Metrics}
+	g.Blocks = append(g.Blocks, results.GateBlock{Dropped: "head: the client stalled"})
+	none := results.Gate{
+		Base: "a", Head: "b", Verdict: results.GateInvalid, Why: "4 of 4 blocks do not count", Metrics: g.Metrics,
+	}
 	golden(t, "gate", styles(), Gate(g), Gate(none))
 }
 

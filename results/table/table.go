@@ -175,8 +175,8 @@ func (c Cell) With(notes ...string) Cell {
 	return c
 }
 
-// Run returns the tables of a run: that of a gate, those of Attack if it was an attack, and otherwise the ladder. Further tables show
-// what the cells have: demand of the tiers, traces, and what happened while faults were injected.
+// Run returns the tables of a run: that of a gate, those of Attack if it was an attack, and otherwise the ladder.
+// Further tables show what the cells have: demand of the tiers, traces, and what happened while faults were injected.
 func Run(run results.Run) []Table {
 	if run.Gate != nil {
 		return []Table{Gate(*run.Gate)}

@@ -19,8 +19,7 @@ type dependency struct {
 func dependencies() []dependency {
 	return []dependency{
 		{
-			"github.com/HdrHistogram/hdrhistogram-go",
-			"latency histograms that merge exactly, and their log format",
+			"github.com/HdrHistogram/hdrhistogram-go", "latency histograms that merge exactly, and their log format",
 			[]string{"results/hdr"},
 		},
 		{"github.com/bradfitz/gomemcache", "client of memcached", []string{"sut/cache"}},
@@ -46,10 +45,7 @@ func dependencies() []dependency {
 			"github.com/nats-io/nats-server/v2", "the embedded broker of the queue: JetStream as a library",
 			[]string{"sut/queue/broker"},
 		},
-		{
-			"github.com/nats-io/nats.go", "client of the brokers",
-			[]string{"sut/queue", "sut/queue/queuetest"},
-		},
+		{"github.com/nats-io/nats.go", "client of the brokers", []string{"sut/queue", "sut/queue/queuetest"}},
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{
 			"github.com/prometheus/client_golang", "metrics of nodes and runs",
