@@ -2,5 +2,7 @@
 
 package gate_test
 
-// gates is the number of simulated gates.
-const gates = 3000
+const (
+	gates = 3000 // simulated gates
+	slack = 0    // of the shares of their verdicts
+)

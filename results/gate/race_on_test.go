@@ -2,5 +2,8 @@
 
 package gate_test
 
-// gates is the number of simulated gates. The race detector is slow.
-const gates = 100
+// The race detector is slow, so there are few simulated gates: chance moves the shares of their verdicts.
+const (
+	gates = 100
+	slack = 0.04
+)
