@@ -25,7 +25,7 @@ rerun   := --rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-d
 # so that they do not slow down what runs beside them.
 kits    := ./sut/nginx ./sut/varnish
 # Tests with exact bounds on time or memory, which do not hold with the race detector, and long simulations.
-exact   := TestConformance/freeze|TestPublished|TestCoverage
+exact   := TestConformance/freeze|TestPublished|TestCoverage|TestOperatingCharacteristics
 
 # The cheapest checks run first. Lint leaves a core idle for a while, so the packages compile
 # beside it.
@@ -36,7 +36,7 @@ test: native ## everything that CI checks
 	$(gotestsum) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' \
 		-e '/tidy$$' -e '/sut/nginx$$' -e '/sut/varnish$$' | tr '\n' ' ')" -- -race -vet=off -p 2 -timeout 30m
 	$(gotestsum) --packages='$(kits)' -- -vet=off -p 1 -timeout 30m
-	$(gotestsum) --packages='./workloads/driver/... ./sut/resp ./results/capacity' -- \
+	$(gotestsum) --packages='./workloads/driver/... ./sut/resp ./results/capacity ./results/gate' -- \
 		-vet=off -count=1 -p 1 -run '$(exact)'
 	$(gotestsum) $(rerun) --packages='$(systems)' -- -vet=off -count=1 -parallel 2 -timeout 60m; status=$$?; \
 	if [ -s bin/reruns.txt ]; then echo "Tests that failed and were run again:"; cat bin/reruns.txt; fi; \
