@@ -166,7 +166,8 @@ func historyShowCommand(s streams, file *string) *cobra.Command {
 	f := cmd.Flags()
 	f.StringSliceVar(&o.metrics, "metric", nil, "only these metrics: "+strings.Join(names, ", "))
 	f.StringSliceVar(&o.cells, "cell", nil, "only these cells, such as lb/read-heavy")
-	f.StringVar(&o.since, "since", "", "only runs since this commit or run: what changed there is accepted")
+	f.StringVar(&o.since, "since", "",
+		"only runs since this commit or run; so a change at this one is not reported")
 	f.BoolVar(&o.fail, "fail-on-regression", false, "exit with status 4 if the newest level of any figure is worse "+
 		"than the one before")
 	must(cmd.RegisterFlagCompletionFunc("metric", listCompletion(names, cobra.ShellCompDirectiveNoFileComp)))
@@ -205,35 +206,10 @@ func (o historyOptions) show(s streams, file string, records []trend.Record) err
 		return len(o.cells) > 0 && !slices.Contains(o.cells, line.Cell) ||
 			len(o.metrics) > 0 && !slices.Contains(o.metrics, line.Metric.Name)
 	})
-	newest := records[len(records)-1].Run
 	if err := o.output.print(s, o.tables(all, records)...); err != nil || !o.fail {
 		return err
 	}
-	return regression(all, newest)
-}
-
-// regression returns an error if the newest level of a series that the newest run has is worse than the one before.
-func regression(all []trend.Series, newest string) error {
-	var worse []string
-	var since trend.Record // the newest change
-	for _, line := range all {
-		level, before := line.Last()
-		point, _ := line.Latest()
-		if point.Run != newest || before == nil || !line.Metric.Worse(level.Median, before.Median) {
-			continue
-		}
-		worse = append(worse, fmt.Sprintf("%s %s (%s since %s)", line.Cell, line.Metric.Name,
-			line.Metric.Change(before.Median, level.Median), shortCommit(*level.From.Record)))
-		if level.From.Time.After(since.Time) {
-			since = *level.From.Record
-		}
-	}
-	if len(worse) == 0 {
-		return nil
-	}
-	return exit.Missedf("worse than before the last change point: %s\n"+
-		"find the cause, or accept the new level with --since %s",
-		strings.Join(worse, ", "), since.Run)
+	return o.regression(all, records)
 }
 
 // tables returns the series, and if there are any: change points, cuts, and cells that do not count.
@@ -424,7 +400,7 @@ func changesTable(all []trend.Series) table.Table {
 		{Name: "is"},
 		{Name: "p", Align: table.Right},
 	}), Legend: []string{
-		"commit and begin of the first run on the new level; p: how often runs in random order differ so much",
+		"commit and begin of the first run on the new level; p: probability of so large a difference if nothing has changed",
 	}}
 	for _, line := range all {
 		for _, part := range line.Parts {
@@ -473,7 +449,7 @@ func (o historyOptions) ignoredTable(records []trend.Record) table.Table {
 			}
 		}
 	}
-	return remarksTable("Not valid, so they count for no level", "why", remarks)
+	return remarksTable("Cells that are not valid: they count for no level", "why", remarks)
 }
 
 // remarksTable has a row for each run and each text, with the cells.

@@ -154,10 +154,14 @@ func (j *matrixJob) begin(path string, m results.Manifest) (*rundir.Dir, results
 		dir, err = rundir.Create(path, m)
 		return dir, m, err
 	case old.Config[digestKey] == nil:
-		return nil, m, exit.Usagef("%s holds a run that is no matrix\nchoose another directory with --out DIR", path)
+		return nil, m, exit.Usagef("%s holds a run of another command\nchoose another directory with --out DIR", path)
 	case old.Config[digestKey] != m.Config[digestKey]:
 		return nil, m, exit.Usagef("%s holds a matrix of other cells or other settings, or of a machine with other cores\n"+
 			"choose another directory with --out DIR, or use the file that this run was started with", path)
+	}
+	dir.RemoveTemporary()
+	if j.complete(dir) { // it is only looked at
+		return dir, old, nil
 	}
 	resumed, _ := old.Config[resumedKey].([]any)
 	old.Config[resumedKey] = append(resumed, m.Started.Format(time.RFC3339))
@@ -170,6 +174,13 @@ func (j *matrixJob) begin(path string, m results.Manifest) (*rundir.Dir, results
 		}
 	}
 	return dir, old, dir.WriteManifest(old)
+}
+
+// complete reports whether a directory has all repeats.
+func (j *matrixJob) complete(dir *rundir.Dir) bool {
+	return !slices.ContainsFunc(j.order, func(u matrix.Unit) bool {
+		return !dir.HasRepeat(cell.RepeatName(j.specs[u.Cell], u.Repeat))
+	})
 }
 
 // Keys of the manifest's configuration.
@@ -296,7 +307,7 @@ func (j *matrixJob) measure(
 		start := time.Now()
 		repeat, err := bench.Repeat(ctx, spec, u.Repeat)
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return errors.Join(err, context.Cause(ctx)) // err may say that the target could not be stopped
 		}
 		if err != nil {
 			failures[u.Cell]++
@@ -335,7 +346,7 @@ func (j *matrixJob) failed() []cell.Joined {
 	for i, texts := range j.errors {
 		c := &all[i].Cell
 		c.Warnings = slices.Concat(c.Warnings, texts)
-		c.Error = texts[len(texts)-1]
+		c.Error, c.Valid = texts[len(texts)-1], false
 	}
 	return all
 }

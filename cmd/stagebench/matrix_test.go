@@ -160,7 +160,7 @@ target:
     echo up >> calls
     setsid sleep 1000 &
     %s freezer --listen %s --frozen 1ms
-  down: echo down >> calls
+  down: echo stopping && echo down >> calls
 rates: 20
 repeats: 1
 duration: 1h

@@ -105,7 +105,7 @@ func (o outputFlags) runAs(s streams, r results.Run, tables ...table.Table) erro
 	case o.format == formatGitHub:
 		var details bytes.Buffer
 		err := table.Render(&details, table.Style{Format: table.FormatMarkdown}, tables...)
-		return errors.Join(err, s.gitHub("stagebench "+r.Run, export.Checks(r), details.String()), o.files(tables))
+		return errors.Join(err, s.gitHub("stagebench "+r.Run, export.Checks(r), details.String()), o.files(tables), whole(r))
 	case slices.Contains(export.Formats(), export.Format(o.format)):
 		doubtful := slices.DeleteFunc(slices.Clone(r.Cells), func(c results.Cell) bool { return c.Valid })
 		if len(doubtful) > 0 {
@@ -118,9 +118,17 @@ func (o outputFlags) runAs(s streams, r results.Run, tables ...table.Table) erro
 		case errors.Is(err, export.ErrManyCells):
 			err = exit.Usagef("%w\nchoose a cell of it: stagebench show RUN --stage lb --workload read-heavy", err)
 		}
-		return errors.Join(err, o.files(tables))
+		return errors.Join(err, o.files(tables), whole(r))
 	}
 	return o.print(s, tables...)
+}
+
+// whole returns an error for a run without its end: a reader of another format would take it for a whole one.
+func whole(r results.Run) error {
+	if r.Complete {
+		return nil
+	}
+	return exit.Invalidf("%s\nrepeat it, or see its tables: stagebench show RUN", notComplete)
 }
 
 // formatGitHub is the format of a step of GitHub Actions.

@@ -85,9 +85,10 @@ func labels(c results.Cell, varied []string) []Label {
 	return slices.DeleteFunc(all, func(l Label) bool { return l.Value == "" })
 }
 
-// rates returns the capacity and the peak. A capacity of 0 says that no rate met the objective, so it is no figure.
+// rates returns the capacity and the peak. A capacity without an interval is only a bound: every offered rate met the
+// objective, or none. So it is no figure.
 func rates(c results.Cell) (all []Metric) {
-	if c.Searched() && c.CapacityRPS > 0 {
+	if c.HasInterval() && c.CapacityRPS > 0 {
 		all = append(all, Metric{
 			Name: "capacity", Unit: PerSecond, Better: Higher, Value: c.CapacityRPS, Low: c.CapacityLow, High: c.CapacityHigh,
 			Samples: c.Repeats, Doc: "Highest rate at which the objective is met.",

@@ -1,12 +1,14 @@
 package rundir
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -39,19 +41,31 @@ func Lock(path string) (unlock func() error, err error) {
 // was begun in the directory, the result is nil, and Create can be called.
 func Reopen(path string) (*Dir, results.Manifest, error) {
 	var m results.Manifest
-	left, _ := filepath.Glob(filepath.Join(path, ".*.json.*")) // by a process that was killed while it wrote
-	for _, file := range left {
-		_ = os.Remove(file) // it does no harm
-	}
 	if _, err := os.Lstat(filepath.Join(path, manifestFile)); errors.Is(err, fs.ErrNotExist) {
 		// A process that was killed before it wrote the manifest left at most an empty directory.
 		_ = os.Remove(filepath.Join(path, cellsDir))
+		removeTemporary(path)
 		return nil, m, nil
 	}
 	if err := read(path, manifestFile, &m, &m.Schema); err != nil {
 		return nil, m, err
 	}
 	return &Dir{path: path}, m, nil
+}
+
+// RemoveTemporary removes the files that a killed process was writing. Nobody else may use the directory.
+func (d *Dir) RemoveTemporary() { removeTemporary(d.path) }
+
+// removeTemporary removes only files with the names that replace makes. What stays does no harm.
+func removeTemporary(path string) {
+	entries, _ := os.ReadDir(path)
+	for _, e := range entries {
+		for _, name := range []string{manifestFile, summaryFile} {
+			if random, ours := strings.CutPrefix(e.Name(), "."+name+"."); ours && len(random) == len(rand.Text()) {
+				_ = os.Remove(filepath.Join(path, e.Name()))
+			}
+		}
+	}
 }
 
 // Discard removes what an interrupted measurement of a cell has left, so that it can be measured again.

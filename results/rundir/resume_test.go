@@ -1,8 +1,10 @@
 package rundir
 
 import (
+	"crypto/rand"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,7 +23,8 @@ func TestReopen(t *testing.T) {
 	// A process was killed after it had made the directory of the cells, and while it wrote the summary.
 	for _, err := range []error{
 		os.Mkdir(filepath.Join(path, "cells"), 0o755),
-		os.WriteFile(filepath.Join(path, ".summary.json.X"), nil, 0o600),
+		os.WriteFile(filepath.Join(path, ".summary.json."+rand.Text()), nil, 0o600),
+		os.WriteFile(filepath.Join(path, ".summary.json.swp"), nil, 0o600), // of an editor
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -37,8 +40,9 @@ func TestReopen(t *testing.T) {
 	if err != nil || d == nil || m.Run != "one" {
 		t.Fatalf("reopened %v, %+v, %v", d, m, err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(path, ".summary*")); len(left) > 0 {
-		t.Errorf("temporary files remain: %q", left)
+	left, _ := filepath.Glob(filepath.Join(path, ".summary*"))
+	if want := []string{filepath.Join(path, ".summary.json.swp")}; !slices.Equal(left, want) {
+		t.Errorf("files %q, want %q: the temporary file is removed, and the file of an editor is not", left, want)
 	}
 	if err := unlock(); err != nil {
 		t.Error(err)

@@ -97,11 +97,8 @@ func Metrics() []Metric {
 	}
 	return []Metric{
 		{"capacity", RPS, true, func(c results.Cell) (Figure, bool) {
-			f := Figure{Value: c.CapacityRPS}
-			if c.HasInterval() {
-				f.Low, f.High = c.CapacityLow, c.CapacityHigh
-			}
-			return f, c.Searched() && c.CapacityRPS > 0
+			// Without an interval it is only a bound: every offered rate met the objective, or none.
+			return Figure{c.CapacityRPS, c.CapacityLow, c.CapacityHigh}, c.HasInterval() && c.CapacityRPS > 0
 		}},
 		{"peak", RPS, true, func(c results.Cell) (Figure, bool) {
 			return Figure{c.PeakRPS, c.PeakLow, c.PeakHigh}, c.PeakRPS > 0

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -171,11 +172,22 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, log io.Writer) erro
 		defer close(closed)
 		_, _ = io.Copy(io.Discard, in) // it ends with the parent at the latest
 	}()
+	// The parent may be gone, and nobody reads the output then. Without this, Go ends a process that writes to a closed
+	// standard output.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	unlock, err := c.lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-closed:
+		return nil // nothing was started
+	default:
+	}
+	parent := os.Getppid()
 	up := c.command(context.Background(), c.Up, log)
 	if err := up.Start(); err != nil {
 		return fmt.Errorf("start the up command: %w", err)
@@ -195,6 +207,9 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, log io.Writer) erro
 	if c.Down != "" {
 		downContext, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
 		defer cancel()
+		if os.Getppid() != parent { // it was killed, and a command that prints to its pipe would be ended
+			log = io.Discard
+		}
 		if failed := c.command(downContext, c.Down, log).Run(); failed != nil {
 			err = errors.Join(err, fmt.Errorf("the down command: %w", failed))
 		}
