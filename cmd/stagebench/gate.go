@@ -44,6 +44,7 @@ type gateOptions struct {
 	identity             load.Identity
 	out                  string
 	output               outputFlags
+	given                func(flag string) bool
 	// What check makes of the flags.
 	wanted         []gate.Metric // with the margins of the user
 	baseIs, headIs contender
@@ -60,8 +61,9 @@ half of the capacity of the base. The gate decides after 8, 12, 18, 27 or 40 blo
 
   regression     a metric is worse, and by 2 % at least; if nothing changed, a gate says
                  so in at most 1 of 100 cases
-  pass           for every metric, a change for the worse by its margin is excluded
-  inconclusive   neither of both after the last block
+  pass           for every metric, a change for the worse by its margin is excluded;
+                 a smaller one may pass
+  inconclusive   neither, after the last block
   invalid        something disturbed more than a quarter of the blocks
 
 Exit status: 0 pass, 4 regression, 5 inconclusive, 3 invalid. With --warn-only, a
@@ -73,7 +75,8 @@ Base and head are both one of
                  without --head it is compared with this one
   settings       knobs of the service, such as cache.engine=redis,db.cpu=2, or stage=lb
   a URL          services that run already; each burst sends more than they can do
-  a run          directories of two runs of the same command, for example of run
+  a run          directories of two runs of the same command; --stage and --workload
+                 choose a cell of them
   files          of other tools: Go benchmark text with several samples, or results of
                  vegeta or summaries of k6, one for each slice: new-1.json,new-2.json
 
@@ -81,10 +84,13 @@ Metrics, with the margins that --margin changes: cpu (CPU time per request) 5 %,
 5 %, p99 10 %, errors 0.5 percentage points, burst (throughput under overload) 5 %.`,
 		Example: `  stagebench gate --base ./stagebench-main                  # against this binary
   stagebench gate --stage cache --base cache.engine=embedded --head cache.engine=redis
-  stagebench gate --base http://127.0.0.1:8080/ --head http://127.0.0.1:8081/ --burst 0
+  stagebench gate --base http://127.0.0.1:8080/ --head http://127.0.0.1:8081/ --rate 200 --burst 0
   stagebench gate --base runs/monday --head runs/tuesday --margin p95=10%`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.given = cmd.Flags().Changed
+			return o.run(cmd.Context(), s)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.base, "base", "", "the old version: a binary, settings, a URL, or a run")
@@ -149,6 +155,10 @@ func (o *gateOptions) check() (err error) {
 	if o.baseIs.kind != o.headIs.kind {
 		return exit.Usagef("--base %s is %s, and --head %s is %s\nname two of the same kind",
 			o.base, o.baseIs.kind, o.head, o.headIs.kind)
+	}
+	if o.baseIs.kind == aURL && o.rate == 0 && o.burst == 0 {
+		return exit.Usagef("without --rate, the base is overloaded once to choose a rate, but --burst is 0\n" +
+			"add --rate, for example --rate 200")
 	}
 	if o.baseIs.kind == aFile { // the files say which metrics there are
 		return nil
@@ -217,9 +227,9 @@ func (o gateOptions) run(ctx context.Context, s streams) error {
 	if result == nil {
 		return err
 	}
-	err = errors.Join(err, o.write(s, p.run))
+	failed := o.write(s, p.run)
 	finish(s, p.dir, o.out, p.run.Complete)
-	return errors.Join(err, o.verdict(s, *result))
+	return errors.Join(err, o.verdict(s, *result), failed) // the first status counts: that of the verdict
 }
 
 // write writes the gate of a run to the standard output, and to the file of --junit.
@@ -278,6 +288,9 @@ func (o gateOptions) recorded(ctx context.Context, s streams) error {
 	if why := notComparable(base, head); why != "" {
 		return exit.Invalidf("the runs cannot be compared: %s\nmeasure both with the same command on the same machine", why)
 	}
+	if err := errors.Join(o.oneCell(&base), o.oneCell(&head)); err != nil {
+		return err
+	}
 	pairs, unequal := gate.Recorded(base.Run, head.Run)
 	if len(pairs) == 0 {
 		return exit.Invalidf("the runs have no slice in common: another rate, other ops, or other cells\n" +
@@ -294,12 +307,33 @@ func (o gateOptions) recorded(ctx context.Context, s streams) error {
 	}
 	result.Warnings = append(result.Warnings, "base and head were measured at different times: what changed on the "+
 		"machine in between counts as a change of the head")
+	if missing := without(o.wanted, metrics); len(missing) > 0 {
+		result.Warnings = append(result.Warnings, "not compared, because a slice of base or head lacks them: "+
+			strings.Join(missing, ", "))
+	}
 	if unequal > 0 {
 		result.Warnings = append(result.Warnings, fmt.Sprintf("%d slices have no partner with the same ops in the other run",
 			unequal))
 	}
 	run := results.Run{Schema: results.Schema, Run: head.Run.Run, Complete: true, Gate: &result}
-	return errors.Join(o.write(s, run), o.verdict(s, result))
+	failed := o.write(s, run)
+	return errors.Join(o.verdict(s, result), failed)
+}
+
+// oneCell leaves one cell of a run: that of --stage and --workload. Several cells in one gate would hide a regression
+// of one of them.
+func (o gateOptions) oneCell(r *compare.Run) error {
+	r.Cells = slices.DeleteFunc(slices.Clone(r.Cells), func(c results.Cell) bool {
+		return o.given("stage") && c.Stage != o.stage || o.workload != "" && c.Workload != o.workload
+	})
+	switch {
+	case len(r.Cells) != 1:
+		return exit.Usagef("%s has %d such cells, and a gate compares one\nchoose it with --stage and --workload; see: "+
+			"stagebench show %s", r.Name, len(r.Cells), r.Name)
+	case r.Cells[0].Error != "":
+		return exit.Invalidf("%s: the cell failed: %s\nmeasure it again", r.Name, r.Cells[0].Error)
+	}
+	return nil
 }
 
 // judge judges blocks that were measured before.
@@ -308,8 +342,10 @@ func (o gateOptions) judge(metrics []gate.Metric, pairs []gate.Pair) (result res
 	if err != nil {
 		return result, err
 	}
-	for _, p := range pairs[:min(len(pairs), o.blocks)] {
-		g.Add(p.Base, p.Head, false)
+	for _, p := range pairs {
+		if _, counted := g.NextLook(); counted < o.blocks {
+			g.Add(p.Base, p.Head, false)
+		}
 	}
 	result = g.Result(true)
 	result.Base, result.Head = o.base, o.head

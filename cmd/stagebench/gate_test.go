@@ -42,7 +42,7 @@ func slicesRun(ts *testscript.TestScript, negated bool, args []string) {
 }
 
 func writeSlices(path string, set map[string]float64) error {
-	random := rand.New(rand.NewPCG(uint64(len(path)), 1))
+	random := rand.New(rand.NewPCG(uint64(len(filepath.Base(path))), 1))
 	factor := func(name string) float64 {
 		f, given := set[name]
 		if !given {

@@ -18,6 +18,8 @@ import (
 type samples struct {
 	metrics []gate.Metric
 	slices  []gate.Slice
+	// warnings are about what the files lack, or what cannot be compared.
+	warnings []string
 }
 
 // foreign judges files of other tools.
@@ -36,7 +38,7 @@ func (o gateOptions) foreign(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	shared := slices.DeleteFunc(base.metrics, func(m gate.Metric) bool {
+	shared := slices.DeleteFunc(slices.Clone(base.metrics), func(m gate.Metric) bool {
 		return slices.Contains(without([]gate.Metric{m}, head.metrics), m.Name)
 	})
 	if shared, err = o.bounded(shared); err != nil {
@@ -47,6 +49,10 @@ func (o gateOptions) foreign(ctx context.Context, s streams) error {
 		pairs = append(pairs, gate.Pair{Base: base.slices[i], Head: head.slices[i]})
 	}
 	compared := gate.InAll(shared, pairs)
+	if missing := without(base.metrics, head.metrics); len(missing) > 0 && len(o.metrics) == 0 {
+		return exit.Invalidf("%s has no %s\nmeasure all figures of the base, or choose those to compare with --metrics",
+			o.head, strings.Join(missing, ", "))
+	}
 	if len(compared) == 0 {
 		return exit.Invalidf("%s and %s have no figure in common that each sample has\n"+
 			"measure both with the same tool and the same settings", o.base, o.head)
@@ -66,8 +72,10 @@ func (o gateOptions) foreign(ctx context.Context, s streams) error {
 		result.Warnings = append(result.Warnings, fmt.Sprintf("base has %d samples and head %d: the last ones do not count",
 			b, h))
 	}
+	result.Warnings = slices.Concat(result.Warnings, base.warnings, head.warnings)
 	run := results.Run{Schema: results.Schema, Complete: true, Gate: &result}
-	return errors.Join(o.write(s, run), o.verdict(s, result))
+	failed := o.write(s, run)
+	return errors.Join(o.verdict(s, result), failed)
 }
 
 // readSamples reads files of other tools. Each file of vegeta or k6 is one sample, and benchmarks have several.
@@ -87,6 +95,9 @@ func readSamples(names []string) (all samples, err error) {
 			all.metrics = more.metrics
 		}
 		all.slices = append(all.slices, more.slices...)
+		for _, w := range slices.Concat(read.warnings, more.warnings) {
+			all.warnings = append(all.warnings, name+": "+w)
+		}
 	}
 	return all, nil
 }
@@ -112,11 +123,15 @@ func serviceTimes(r compare.Run) samples {
 	return all
 }
 
-// benchmarks returns the samples of Go benchmarks: the nth line of each benchmark belongs to the nth slice. A unit
-// whose better direction is unknown counts as one of which less is better.
+// benchmarks returns the samples of Go benchmarks: the nth line of each benchmark belongs to the nth slice.
 func benchmarks(series []compare.Series) (all samples) {
 	for _, one := range series {
 		name := strings.TrimPrefix(one.Package+"/", "/") + one.Name + " " + one.Unit
+		if one.Better == 0 {
+			all.warnings = append(all.warnings, fmt.Sprintf("%s is not compared, because it is unknown whether more is better; "+
+				"a line says it: Unit %s better=lower", name, one.Unit))
+			continue
+		}
 		all.metrics = append(all.metrics, gate.Foreign(name, one.Unit, one.Better > 0))
 		for i, value := range one.Values {
 			if i == len(all.slices) {

@@ -318,12 +318,13 @@ func (p *pair) compare(ctx context.Context, wanted []gate.Metric, maxBlocks int)
 		p.run.Complete = result.Verdict != results.GateUndecided
 		return p.dir.WriteSummary(p.run)
 	}
-	for n := 0; n < maxBlocks && g.Verdict() == results.GateUndecided; n++ {
+	for n, counted := 0, 0; counted < maxBlocks && g.Verdict() == results.GateUndecided; n++ {
 		base, head, err := p.block(ctx, g, n, first)
 		if err != nil {
 			return &result, errors.Join(err, note(false))
 		}
-		if dropped := g.Add(base, head, gate.HeadFirst(p.options.seed, n)); dropped != "" {
+		dropped := g.Add(base, head, gate.HeadFirst(p.options.seed, n))
+		if _, counted = g.NextLook(); dropped != "" {
 			p.progress.Note(fmt.Sprintf("block %d does not count: %s", n+1, dropped))
 		}
 		if err := note(false); err != nil {

@@ -118,8 +118,10 @@ func percentile(q float64) func(Slice) (float64, bool) {
 	}
 }
 
+// failed returns the share of requests that failed or lost their session.
 func failed(s Slice) (float64, bool) {
-	return s.Steady.Ledger.ErrorRate(), s.Steady.Ledger.Scheduled > 0
+	l := s.Steady.Ledger
+	return float64(l.Errors()+l.SessionLost) / float64(max(l.Scheduled, 1)), l.Scheduled > 0
 }
 
 // burst returns the rate of successes under overload. If nothing succeeds, it is one in the whole burst, because the
