@@ -30,7 +30,7 @@ type contender struct {
 }
 
 // contenderOf finds out what a user has named.
-func contenderOf(side, text string) (contender, error) {
+func contenderOf(ctx context.Context, side, text string) (contender, error) {
 	c := contender{side: side, text: text}
 	info, err := os.Stat(text)
 	switch {
@@ -42,7 +42,7 @@ func contenderOf(side, text string) (contender, error) {
 		c.kind = aRun
 	case err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0:
 		c.kind = aBinary
-		return c, checkBinary(side, text)
+		return c, checkBinary(ctx, side, text)
 	case err == nil && info.Mode().IsRegular() || areFiles(strings.Split(text, ",")):
 		c.kind = aFile
 	case strings.Contains(text, "="):
@@ -73,14 +73,16 @@ func areFiles(names []string) bool {
 }
 
 // checkBinary returns an error if a file is no stagebench binary.
-func checkBinary(side, path string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+func checkBinary(ctx context.Context, side, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	name, err := filepath.Abs(path)
 	if err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, name, "--version").Output()
+	cmd := exec.CommandContext(ctx, name, "--version")
+	cmd.WaitDelay = time.Second // what it has started may hold its output open
+	out, err := cmd.Output()
 	if err != nil || !strings.HasPrefix(string(out), "stagebench version ") {
 		return exit.Usagef("--%s %s: this file is not a stagebench binary\n"+
 			"name the path of one, such as bin/stagebench of another checkout", side, path)

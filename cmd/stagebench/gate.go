@@ -18,7 +18,6 @@ import (
 	"github.com/stagebench/stagebench/results/compare"
 	"github.com/stagebench/stagebench/results/export"
 	"github.com/stagebench/stagebench/results/gate"
-	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/workloads/pace"
@@ -83,7 +82,7 @@ Base and head are both one of
 Metrics, with the margins that --margin changes: cpu (CPU time per request) 5 %, p50, p95
 5 %, p99 10 %, errors 0.5 percentage points, burst (throughput under overload) 5 %.`,
 		Example: `  stagebench gate --base ./stagebench-main                  # against this binary
-  stagebench gate --stage cache --base cache.engine=embedded --head cache.engine=redis
+  stagebench gate --stage cache --base cache.engine=resp --head cache.engine=redis
   stagebench gate --base http://127.0.0.1:8080/ --head http://127.0.0.1:8081/ --rate 200 --burst 0
   stagebench gate --base runs/monday --head runs/tuesday --margin p95=10%`,
 		Args: cobra.NoArgs,
@@ -131,8 +130,8 @@ func (o *gateOptions) flags(cmd *cobra.Command) {
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print each step")
 }
 
-// check checks the flags and starts nothing.
-func (o *gateOptions) check() (err error) {
+// check checks the flags. It starts nothing but `--version` of binaries.
+func (o *gateOptions) check(ctx context.Context) (err error) {
 	switch {
 	case o.base == "":
 		return exit.Usagef("gate wants --base, the old version\nfor example: stagebench gate --base ./stagebench-main")
@@ -143,13 +142,13 @@ func (o *gateOptions) check() (err error) {
 	if err := o.checkSlices(); err != nil {
 		return err
 	}
-	if o.baseIs, err = contenderOf("base", o.base); err != nil {
+	if o.baseIs, err = contenderOf(ctx, "base", o.base); err != nil {
 		return err
 	}
 	if o.head == "" && o.baseIs.kind == aBinary {
 		o.head = ownBinary
 	}
-	if o.headIs, err = contenderOf("head", o.head); err != nil {
+	if o.headIs, err = contenderOf(ctx, "head", o.head); err != nil {
 		return err
 	}
 	if o.baseIs.kind != o.headIs.kind {
@@ -200,9 +199,9 @@ func (o gateOptions) checkSlices() error {
 }
 
 func (o gateOptions) run(ctx context.Context, s streams) error {
+	checked := o // after an interruption, the check still uses it
 	o, err := interruptible(ctx, func() (gateOptions, error) {
-		checked := o
-		err := checked.check() // it reads files
+		err := checked.check(ctx) // it reads files
 		return checked, err
 	})
 	if err != nil {
@@ -214,16 +213,11 @@ func (o gateOptions) run(ctx context.Context, s streams) error {
 	case aFile:
 		return o.foreign(ctx, s)
 	}
-	progress := live.New(s.err, s.terminal, o.verbose)
-	defer progress.Done()
-	p, err := o.pair(ctx, s, progress)
-	if err != nil {
+	var result *results.Gate
+	p, err := o.onPair(ctx, s, func(p *pair) (err error) {
+		result, err = p.compare(ctx, o.wanted, o.blocks)
 		return err
-	}
-	defer func() { _ = p.close(ctx) }() // for an early return; a second close does nothing
-	result, err := p.compare(ctx, o.wanted, o.blocks)
-	err = errors.Join(err, p.close(ctx))
-	progress.Done()
+	})
 	if result == nil {
 		return err
 	}
@@ -297,27 +291,20 @@ func (o gateOptions) recorded(ctx context.Context, s streams) error {
 			"measure both with the same command and the same --seed")
 	}
 	metrics := gate.InAll(o.wanted, pairs)
-	if missing := without(o.wanted, metrics); len(o.metrics) > 0 && len(missing) > 0 || len(metrics) == 0 {
+	missing := without(o.wanted, metrics)
+	if len(o.metrics) > 0 && len(missing) > 0 || len(metrics) == 0 {
 		return exit.Invalidf("the slices of the runs have no %s\nleave it out with --metrics, or measure longer slices",
 			strings.Join(missing, ", "))
 	}
-	result, err := o.judge(metrics, pairs)
-	if err != nil {
-		return err
-	}
-	result.Warnings = append(result.Warnings, "base and head were measured at different times: what changed on the "+
-		"machine in between counts as a change of the head")
-	if missing := without(o.wanted, metrics); len(missing) > 0 {
-		result.Warnings = append(result.Warnings, "not compared, because a slice of base or head lacks them: "+
-			strings.Join(missing, ", "))
+	warnings := []string{"base and head were measured at different times: what changed on the machine in between counts " +
+		"as a change of the head"}
+	if len(missing) > 0 {
+		warnings = append(warnings, "not compared, because a slice of base or head lacks them: "+strings.Join(missing, ", "))
 	}
 	if unequal > 0 {
-		result.Warnings = append(result.Warnings, fmt.Sprintf("%d slices have no partner with the same ops in the other run",
-			unequal))
+		warnings = append(warnings, fmt.Sprintf("%d slices have no partner with the same ops in the other run", unequal))
 	}
-	run := results.Run{Schema: results.Schema, Run: head.Run.Run, Complete: true, Gate: &result}
-	failed := o.write(s, run)
-	return errors.Join(o.verdict(s, result), failed)
+	return o.judge(s, head.Run.Run, metrics, pairs, warnings)
 }
 
 // oneCell leaves one cell of a run: that of --stage and --workload. Several cells in one gate would hide a regression
@@ -336,20 +323,21 @@ func (o gateOptions) oneCell(r *compare.Run) error {
 	return nil
 }
 
-// judge judges blocks that were measured before.
-func (o gateOptions) judge(metrics []gate.Metric, pairs []gate.Pair) (result results.Gate, err error) {
+// judge judges blocks that were measured before, and writes the result. Run is the id of the head, if it has one.
+func (o gateOptions) judge(s streams, run string, metrics []gate.Metric, pairs []gate.Pair, warnings []string) error {
 	g, err := gate.New(metrics, o.seed)
 	if err != nil {
-		return result, err
+		return err
 	}
 	for _, p := range pairs {
 		if _, counted := g.NextLook(); counted < o.blocks {
 			g.Add(p.Base, p.Head, false)
 		}
 	}
-	result = g.Result(true)
-	result.Base, result.Head = o.base, o.head
-	return result, nil
+	result := g.Result(true)
+	result.Base, result.Head, result.Warnings = o.base, o.head, append(result.Warnings, warnings...)
+	failed := o.write(s, results.Run{Schema: results.Schema, Run: run, Complete: true, Gate: &result})
+	return errors.Join(o.verdict(s, result), failed)
 }
 
 // without returns the names of the metrics of all that are not in some.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -38,10 +37,15 @@ func (o gateOptions) foreign(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	shared := slices.DeleteFunc(slices.Clone(base.metrics), func(m gate.Metric) bool {
-		return slices.Contains(without([]gate.Metric{m}, head.metrics), m.Name)
-	})
-	if shared, err = o.bounded(shared); err != nil {
+	missing := without(base.metrics, head.metrics)
+	if len(missing) > 0 && len(o.metrics) == 0 {
+		return exit.Invalidf("%s has no %s\nmeasure all figures of the base, or choose those to compare with --metrics",
+			o.head, strings.Join(missing, ", "))
+	}
+	shared, err := o.bounded(slices.DeleteFunc(slices.Clone(base.metrics), func(m gate.Metric) bool {
+		return slices.Contains(missing, m.Name)
+	}))
+	if err != nil {
 		return err
 	}
 	var pairs []gate.Pair
@@ -49,33 +53,21 @@ func (o gateOptions) foreign(ctx context.Context, s streams) error {
 		pairs = append(pairs, gate.Pair{Base: base.slices[i], Head: head.slices[i]})
 	}
 	compared := gate.InAll(shared, pairs)
-	if missing := without(base.metrics, head.metrics); len(missing) > 0 && len(o.metrics) == 0 {
-		return exit.Invalidf("%s has no %s\nmeasure all figures of the base, or choose those to compare with --metrics",
-			o.head, strings.Join(missing, ", "))
-	}
 	if len(compared) == 0 {
 		return exit.Invalidf("%s and %s have no figure in common that each sample has\n"+
 			"measure both with the same tool and the same settings", o.base, o.head)
 	}
-	result, err := o.judge(compared, pairs)
-	if err != nil {
-		return err
-	}
-	result.Warnings = append(result.Warnings, "the samples count as blocks in their order: measure base and head in "+
-		"turn, or a change of the machine counts as one of the head")
-	if missing := without(slices.Concat(base.metrics, head.metrics), compared); len(missing) > 0 && len(o.metrics) == 0 {
-		slices.Sort(missing)
-		result.Warnings = append(result.Warnings, "not compared, because a sample of base or head lacks them: "+
-			strings.Join(slices.Compact(missing), ", "))
+	warnings := []string{"the samples count as blocks in their order: measure base and head in turn, or a change of the " +
+		"machine counts as one of the head"}
+	if left := without(slices.Concat(base.metrics, head.metrics), compared); len(left) > 0 && len(o.metrics) == 0 {
+		slices.Sort(left)
+		warnings = append(warnings, "not compared, because a sample of base or head lacks them: "+
+			strings.Join(slices.Compact(left), ", "))
 	}
 	if b, h := len(base.slices), len(head.slices); b != h {
-		result.Warnings = append(result.Warnings, fmt.Sprintf("base has %d samples and head %d: the last ones do not count",
-			b, h))
+		warnings = append(warnings, fmt.Sprintf("base has %d samples and head %d: the last ones do not count", b, h))
 	}
-	result.Warnings = slices.Concat(result.Warnings, base.warnings, head.warnings)
-	run := results.Run{Schema: results.Schema, Complete: true, Gate: &result}
-	failed := o.write(s, run)
-	return errors.Join(o.verdict(s, result), failed)
+	return o.judge(s, "", compared, pairs, slices.Concat(warnings, base.warnings, head.warnings))
 }
 
 // readSamples reads files of other tools. Each file of vegeta or k6 is one sample, and benchmarks have several.

@@ -42,13 +42,11 @@ type pair struct {
 	cleanUp []func(context.Context) error // in reverse order
 }
 
-// close ends everything that the pair has started. A second call does nothing.
+// close ends everything that the pair has started.
 func (p *pair) close(ctx context.Context) error {
 	var errs []error
-	for len(p.cleanUp) > 0 {
-		last := len(p.cleanUp) - 1
-		errs = append(errs, p.cleanUp[last](context.WithoutCancel(ctx)))
-		p.cleanUp = p.cleanUp[:last]
+	for _, end := range slices.Backward(p.cleanUp) {
+		errs = append(errs, end(context.WithoutCancel(ctx)))
 	}
 	return errors.Join(errs...)
 }
@@ -64,8 +62,20 @@ func (o gateOptions) slicePlan() cell.Plan {
 	return plan
 }
 
-// anyLatency is an objective that is always met.
-func anyLatency() results.SLO { return results.SLO{Bound: math.MaxInt64, ErrorRate: 1} }
+// alwaysMet is the objective of slices: whether one counts depends on the client and the machine alone.
+const alwaysMet = "errors<100%"
+
+// onPair prepares both sides, calls measure with them, and ends everything. The pair is nil if it could not be
+// prepared.
+func (o gateOptions) onPair(ctx context.Context, s streams, measure func(*pair) error) (p *pair, err error) {
+	progress := live.New(s.err, s.terminal, o.verbose)
+	defer progress.Done()
+	if p, err = o.pair(ctx, s, progress); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.close(ctx)) }()
+	return p, measure(p)
+}
 
 // pair makes the run directory and both sides. It starts no system.
 func (o gateOptions) pair(ctx context.Context, s streams, progress *live.Progress) (*pair, error) {
@@ -173,11 +183,12 @@ func (p *pair) system(s streams, up launcher, c contender, l load.Load, unit flo
 	return slicing, err
 }
 
-// bench returns what measures the slices of a side. They have no objective: whether a slice counts depends on the
-// client and the machine alone.
+// bench returns what measures the slices of a side.
 func (p *pair) bench() *cell.Bench {
+	slo, err := results.ParseSLO(alwaysMet)
+	must(err)
 	return &cell.Bench{
-		Driver: vegeta.Driver{}, Plan: p.options.slicePlan(), SLO: anyLatency(), Seed: p.options.seed, Progress: p.progress,
+		Driver: vegeta.Driver{}, Plan: p.options.slicePlan(), SLO: slo, Seed: p.options.seed, Progress: p.progress,
 	}
 }
 
@@ -230,14 +241,14 @@ func (p *pair) services(ctx context.Context, s streams) error {
 	side := func(c contender) (aim, destination, error) {
 		a := aim{
 			target: c.text, workload: o.workload, method: http.MethodGet, timeout: o.timeout, connections: o.connections,
-			seed: o.seed, data: o.data, allow: o.allow, identity: o.identity, slo: "errors<100%",
+			seed: o.seed, data: o.data, allow: o.allow, identity: o.identity, slo: alwaysMet,
 			replay: load.Replay{Speed: 1}, given: func(string) bool { return false },
 		}
 		d, err := a.destination(ctx)
 		if err == nil {
 			err = ownTimes(d.load)
 		}
-		d.slo, d.stage = anyLatency(), c.side
+		d.stage = c.side
 		return a, d, err
 	}
 	baseAim, base, err := side(o.baseIs)

@@ -13,7 +13,6 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/gate"
-	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/table"
 )
 
@@ -71,16 +70,13 @@ func (o selftestOptions) run(ctx context.Context, s streams) error {
 	o.wanted = wanted
 	o.baseIs, o.headIs = same.as("base"), same.as("head")
 	begin := time.Now()
-	progress := live.New(s.err, s.terminal, o.verbose)
-	defer progress.Done()
-	p, err := o.pair(ctx, s, progress)
-	if err != nil {
+	var metrics []gate.Metric
+	var unchanged, planted []gate.Pair
+	var burn time.Duration
+	p, err := o.onPair(ctx, s, func(p *pair) (err error) {
+		metrics, unchanged, planted, burn, err = o.measure(ctx, p)
 		return err
-	}
-	defer func() { _ = p.close(ctx) }() // for an early return; a second close does nothing
-	metrics, unchanged, planted, burn, err := o.measure(ctx, s, p)
-	err = errors.Join(err, p.close(ctx))
-	progress.Done()
+	})
 	if err != nil {
 		return err
 	}
@@ -115,7 +111,7 @@ func (c contender) as(side string) contender {
 }
 
 // measure measures blocks of three slices: the base, the same again, and the base with the slowdown.
-func (o selftestOptions) measure(ctx context.Context, s streams, p *pair) (
+func (o selftestOptions) measure(ctx context.Context, p *pair) (
 	metrics []gate.Metric, unchanged, planted []gate.Pair, burn time.Duration, err error,
 ) {
 	first, err := p.pilot(ctx, o.wanted)

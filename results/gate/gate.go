@@ -238,14 +238,8 @@ func (g *Gate) paired(m Metric, d []float64) (mean, reach, worse float64) {
 	if n < 2 {
 		return 0, 0, 1
 	}
-	for _, x := range d {
-		mean += x / n
-	}
-	squares := 0.0
-	for _, x := range d {
-		squares += (x - mean) * (x - mean)
-	}
-	deviation := math.Sqrt(squares / (n - 1) / n) // of the mean
+	mean, deviation := spread(d)
+	deviation /= math.Sqrt(n) // of the mean
 	t := distuv.StudentsT{Sigma: 1, Nu: n - 1}
 	distance := m.distance() - mean
 	switch {
@@ -255,6 +249,18 @@ func (g *Gate) paired(m Metric, d []float64) (mean, reach, worse float64) {
 		worse = 1
 	}
 	return mean, t.Quantile(0.95) * deviation, worse
+}
+
+// spread returns the mean and the standard deviation of at least two values.
+func spread(d []float64) (mean, deviation float64) {
+	n, squares := float64(len(d)), 0.0
+	for _, x := range d {
+		mean += x / n
+	}
+	for _, x := range d {
+		squares += (x - mean) * (x - mean)
+	}
+	return mean, math.Sqrt(squares / (n - 1))
 }
 
 // median returns the median, 0 of nothing.

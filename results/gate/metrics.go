@@ -64,9 +64,6 @@ func Metrics() []Metric {
 	}
 }
 
-// spare is the share of the requests of the first slice that later slices may lack.
-const spare = 0.15
-
 // Foreign returns a metric of another tool. Its name is that in Slice.Figures.
 func Foreign(name, unit string, higher bool) Metric {
 	m := Metric{Name: name, Title: name, Unit: unit, Higher: higher, Margin: 0.05, Material: 0.02}
@@ -79,6 +76,9 @@ func Foreign(name, unit string, higher bool) Metric {
 	}
 	return m
 }
+
+// spare is the share of the requests of the first slice that later slices may lack.
+const spare = 0.15
 
 // Measurable returns the metrics that slices such as this one have: a percentile needs ten requests beyond it.
 func Measurable(metrics []Metric, s Slice) (measurable []Metric) {
@@ -98,7 +98,8 @@ func CPU(s Slice) (ns float64, known bool) {
 }
 
 // percentile returns a percentile of the response time, in which failures are infinitely slow. The value of a failure
-// is the timeout, because a response would have taken longer. If nothing failed, the lag of the client is left out.
+// is the timeout, because a response would have taken longer. The lag of the client is left out, if the step has the
+// percentiles of all its requests without it.
 func percentile(q float64) func(Slice) (float64, bool) {
 	const beyond = 10
 	return func(s Slice) (float64, bool) {

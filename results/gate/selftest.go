@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"math"
 	"math/rand/v2"
 
 	"github.com/stagebench/stagebench/results"
@@ -49,18 +48,17 @@ func Draw(metrics []Metric, measured []Pair, gates int, same bool, seed uint64) 
 // Spread returns the mean change of a metric over the blocks that count, and the standard deviation of one block:
 // shares of the base, or for metrics that are shares, differences.
 func Spread(m Metric, measured []Pair) (change, deviation float64) {
-	var n, sum, squares float64
+	var d []float64
 	for _, p := range measured {
 		before, known := m.value(p.Base)
 		after, also := m.value(p.Head)
 		if known && also && doubt(p.Base, p.Head) == "" {
-			d := m.difference(before, after)
-			n, sum, squares = n+1, sum+d, squares+d*d
+			d = append(d, m.difference(before, after))
 		}
 	}
-	if n < 2 {
+	if len(d) < 2 {
 		return 0, 0
 	}
-	mean := sum / n
-	return m.change(mean), math.Sqrt(max(squares-n*mean*mean, 0) / (n - 1))
+	mean, deviation := spread(d)
+	return m.change(mean), deviation
 }
