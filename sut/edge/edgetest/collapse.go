@@ -244,10 +244,15 @@ func collapseError(b *bench) error {
 	return nil
 }
 
+// breaks is the number of bodies of each kind that break off. Varnish 7.1 mistook one of forty for a whole one, if it
+// streamed them.
+const breaks = 50
+
 // truncated: a body that breaks off is never stored, and never looks complete.
 func truncated(b *bench) error {
-	for _, chunked := range []bool{false, true} {
-		path := fmt.Sprintf("/collapse/truncated/%t", chunked)
+	for n := range 2 * breaks {
+		chunked := n%2 == 1
+		path := fmt.Sprintf("/collapse/truncated/%d", n)
 		seen := newArrivals()
 		b.origin.handle(path, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Cache-Control", "max-age=3600")
@@ -270,8 +275,8 @@ func truncated(b *bench) error {
 		if err := wantBody(strings.Repeat("whole", 1000))(b.client.get(b.ctx, path)); err != nil {
 			return fmt.Errorf("chunked %t: the next request: %w", chunked, err)
 		}
-		if n, _, _ := seen.counts(); n != 2 {
-			return fmt.Errorf("chunked %t: %d requests reached the origin, want 2", chunked, n)
+		if asked, _, _ := seen.counts(); asked != 2 {
+			return fmt.Errorf("chunked %t: %d requests reached the origin, want 2", chunked, asked)
 		}
 	}
 	return nil

@@ -156,12 +156,18 @@ sub vcl_backend_fetch {
     unset bereq.http.x-edge-hit;
     unset bereq.http.x-edge-status;
     unset bereq.http.x-edge-failed;
+    unset bereq.http.x-edge-begun;
     # x-edge-stale stays, and the origin sees it: vcl_backend_response has no other way to know.
     set bereq.backend = origins.backend();
     return (fetch);
 }
 
 sub vcl_backend_response {
+    if (!beresp.http.Content-Length) {
+        # A streamed body that breaks off before its delivery has begun would be delivered as a whole one.
+        set beresp.do_stream = false;
+        set bereq.http.x-edge-begun = "1";
+    }
     unset beresp.http.x-edge-swr;
     unset beresp.http.x-edge-lifetime;
     unset beresp.http.x-edge-stale;
@@ -273,7 +279,7 @@ sub vcl_backend_error {
     if (bereq.is_bgfetch) {
         return (abandon);
     }
-    if (bereq.retries < 1 && (bereq.method == "GET" || bereq.method == "HEAD")) {
+    if (bereq.retries < 1 && (bereq.method == "GET" || bereq.method == "HEAD") && !bereq.http.x-edge-begun) {
         return (retry);
     }
     if (bereq.http.x-edge-stale) {
